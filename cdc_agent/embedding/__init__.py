@@ -1,0 +1,1 @@
+"""Texts become vectors. One file per backend; ``base`` is the contract."""

@@ -1,0 +1,319 @@
+"""What travels through the house: relations, rows, transactions, and the ``ChangeEvent`` in Debezium's envelope.
+
+Facts only; no socket, no clock. Values stay in Postgres' text form (bytes) until somebody asks for them by name,
+because capture must be fast and exact and most columns are never looked at.
+Envelope: https://debezium.io/documentation/reference/stable/connectors/postgresql.html#postgresql-events
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import decimal
+import enum
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from cdc_agent import values
+from cdc_agent.lsn import Lsn, Version
+
+__all__ = [
+    "UNCHANGED",
+    "Change",
+    "ChangeEvent",
+    "Column",
+    "Op",
+    "RawRow",
+    "Relation",
+    "Row",
+    "SourceInfo",
+    "Transaction",
+]
+
+#: What Debezium writes where Postgres did not send an out-of-line value.
+UNAVAILABLE_VALUE = "__debezium_unavailable_value"
+
+
+class Op(enum.StrEnum):
+    """Kinds of change, spelled as in Debezium's ``op``."""
+
+    CREATE = "c"
+    UPDATE = "u"
+    DELETE = "d"
+    READ = "r"
+    TRUNCATE = "t"
+    MESSAGE = "m"
+
+
+class _Unchanged(enum.Enum):
+    UNCHANGED = "unchanged"
+
+    def __repr__(self) -> str:
+        return "UNCHANGED"
+
+
+#: The value was not sent because it did not change (TOAST), or because the plugin cannot express it. Never NULL.
+UNCHANGED: Final = _Unchanged.UNCHANGED
+
+RawValue: TypeAlias = "bytes | None | _Unchanged"
+RawRow: TypeAlias = "tuple[RawValue, ...]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column as the server described it next to the rows."""
+
+    name: str
+    type_oid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relation:
+    """A table at one moment: its columns in order, and which of them identify a row.
+
+    ``oid`` is the table's own, also for a partition; ``root_oid`` is the table that the configuration names (the
+    partitioned root, or the table itself). ``key`` names the document key columns.
+    """
+
+    oid: int
+    root_oid: int
+    schema: str
+    name: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    replica_identity: str = "d"
+    index: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", {column.name: i for i, column in enumerate(self.columns)})
+
+    @property
+    def qualified_name(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+
+class Row(Mapping[str, Any]):
+    """One row image: a mapping from column name to Python value, decoded when asked for.
+
+    ``UNCHANGED`` stands where the server did not send the value.
+    """
+
+    __slots__ = ("raw", "relation")
+
+    def __init__(self, relation: Relation, raw: RawRow) -> None:
+        self.relation = relation
+        self.raw = raw
+
+    def __getitem__(self, name: str) -> Any:
+        i = self.relation.index[name]
+        value = self.raw[i]
+        if value is None or value is UNCHANGED:
+            return value
+        return values.load(self.relation.columns[i].type_oid, value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.relation.index)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def text(self, name: str) -> RawValue:
+        """The value as Postgres wrote it."""
+        return self.raw[self.relation.index[name]]
+
+    def key(self) -> tuple[str, ...] | None:
+        """The document key as text values, or None if this image does not carry all of it."""
+        parts = [self.raw[self.relation.index[name]] for name in self.relation.key]
+        if not parts or any(part is None or part is UNCHANGED for part in parts):
+            return None
+        return tuple(part.decode("utf-8", "backslashreplace") for part in parts if isinstance(part, bytes))
+
+    def __repr__(self) -> str:
+        return f"Row({self.relation.qualified_name}, {len(self.raw)} columns)"
+
+
+class Change(NamedTuple):
+    """One message of a transaction as the source decoded it; a plain tuple because there are millions.
+
+    For ``MESSAGE``, ``before`` is ``(prefix, content)`` and ``relation`` is None.
+    """
+
+    op: str
+    relation: Relation | None
+    ordinal: int
+    before: RawRow | None
+    after: RawRow | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Transaction:
+    """Changes of one commit, or one part of a commit too large to hold.
+
+    ``end_lsn`` is set on the last part only: acknowledging it means "this commit is ours now". ``xid`` is the full
+    64-bit transaction id. ``size_bytes`` estimates the memory held.
+    """
+
+    xid: int
+    commit_lsn: Lsn
+    commit_ts_us: int
+    changes: list[Change]
+    end_lsn: Lsn | None = None
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceInfo:
+    """Debezium's ``source`` block."""
+
+    db: str
+    schema: str
+    table: str
+    lsn: Lsn
+    ordinal: int
+    tx_id: int
+    snapshot: str
+    ts_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeEvent:
+    """One entry of the stream: a row changed, was read, a table was truncated, or a logical message was written.
+
+    ``offset`` is the entry's place in the stream (1, 2, 3…). ``version`` orders changes of one document. For reads,
+    ``snapshot`` is the ``pg_snapshot`` in which the row was seen. ``message`` is ``(prefix, content)`` for op ``m``.
+    """
+
+    op: Op
+    version: Version
+    xid: int
+    commit_ts_us: int
+    relation: Relation | None = None
+    before: Row | None = None
+    after: Row | None = None
+    offset: int = 0
+    snapshot: str | None = None
+    message: tuple[str, bytes] | None = None
+
+    @property
+    def ts_ms(self) -> int:
+        return self.commit_ts_us // 1000
+
+    def source(self, db: str = "") -> SourceInfo:
+        return SourceInfo(
+            db=db,
+            schema=self.relation.schema if self.relation else "",
+            table=self.relation.name if self.relation else "",
+            lsn=self.version.commit_lsn,
+            ordinal=self.version.ordinal,
+            tx_id=self.xid,
+            snapshot="incremental" if self.op is Op.READ else "false",
+            ts_ms=self.ts_ms,
+        )
+
+    def to_debezium(self, db: str = "") -> dict[str, Any]:
+        """Debezium's envelope (JSON-ready). ``from_debezium`` is its inverse up to column types."""
+        source = self.source(db)
+        envelope: dict[str, Any] = {
+            "op": str(self.op),
+            "ts_ms": self.ts_ms,
+            "before": _json_row(self.before),
+            "after": _json_row(self.after),
+            "source": {
+                "connector": "postgresql",
+                "db": source.db,
+                "schema": source.schema,
+                "table": source.table,
+                "txId": source.tx_id,
+                "lsn": int(source.lsn),
+                "sequence": json.dumps([str(int(source.lsn)), str(source.ordinal)]),
+                "snapshot": source.snapshot,
+                "ts_ms": source.ts_ms,
+                "ts_us": self.commit_ts_us,
+            },
+        }
+        if self.message is not None:
+            prefix, content = self.message
+            envelope["message"] = {"prefix": prefix, "content": base64.b64encode(content).decode()}
+        return envelope
+
+    @classmethod
+    def from_debezium(cls, envelope: Mapping[str, Any], relation: Relation | None) -> ChangeEvent:
+        """Read Debezium's envelope back. Columns take their order and types from ``relation``."""
+        source = envelope["source"]
+        sequence = json.loads(source["sequence"]) if source.get("sequence") else [source["lsn"], 0]
+        message = envelope.get("message")
+        return cls(
+            op=Op(envelope["op"]),
+            version=Version(Lsn(int(sequence[0])), int(sequence[1])),
+            xid=int(source.get("txId") or 0),
+            commit_ts_us=int(source.get("ts_us") or int(source.get("ts_ms") or 0) * 1000),
+            relation=relation,
+            before=_row_from_json(relation, envelope.get("before")),
+            after=_row_from_json(relation, envelope.get("after")),
+            message=(message["prefix"], base64.b64decode(message["content"])) if message else None,
+        )
+
+
+def _json_row(row: Row | None) -> dict[str, Any] | None:
+    if row is None:
+        return None
+    return {name: json_value(row[name]) for name in row}
+
+
+def json_value(value: Any) -> Any:  # noqa: PLR0911 (one line per kind of value reads best as a table)
+    """A JSON-ready form of a Python value: exact numbers as text, times as ISO 8601, bytes as base64."""
+    if value is UNCHANGED:
+        return UNAVAILABLE_VALUE
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else str(value)
+    if isinstance(value, decimal.Decimal | uuid.UUID):
+        return str(value)
+    if isinstance(value, dt.datetime | dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(bytes(value)).decode()
+    if isinstance(value, Mapping):
+        return {str(k): json_value(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(v) for v in value]
+    return str(value)
+
+
+def _row_from_json(relation: Relation | None, image: Mapping[str, Any] | None) -> Row | None:
+    if image is None or relation is None:
+        return None
+    return Row(relation, tuple(_raw_from_json(image.get(c.name), c) for c in relation.columns))
+
+
+def _raw_from_json(value: Any, column: Column) -> RawValue:
+    if value is None:
+        return None
+    if value == UNAVAILABLE_VALUE:
+        return UNCHANGED
+    if column.type_oid == values.BYTEA_OID:
+        return b"\\x" + base64.b64decode(value).hex().encode()
+    if isinstance(value, bool):
+        return b"t" if value else b"f"
+    if isinstance(value, dict) or (isinstance(value, list) and column.type_oid in values.JSON_OIDS):
+        return json.dumps(value).encode()
+    if isinstance(value, list):
+        return _array_text(value).encode()
+    return str(value).encode()
+
+
+def _array_text(items: list[Any]) -> str:
+    return "{" + ",".join(_array_item(item) for item in items) + "}"
+
+
+def _array_item(item: Any) -> str:
+    if item is None:
+        return "NULL"
+    if isinstance(item, list):
+        return _array_text(item)
+    text = ("t" if item else "f") if isinstance(item, bool) else str(item)
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,1 @@
+"""The durable state of agents: offsets, manifests, intents, garbage, dead letters, resyncs."""

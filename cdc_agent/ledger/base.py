@@ -1,0 +1,201 @@
+"""The contract of the ledger, and the facts it keeps.
+
+The ledger is the truth about the index: a chunk is live if and only if a manifest names it. The vector store is a
+projection that can always be rebuilt from the ledger and the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cdc_agent.lsn import Lsn, Version
+
+__all__ = [
+    "Checkpoint",
+    "ChunkRef",
+    "DeadLetter",
+    "Flip",
+    "Ledger",
+    "Manifest",
+    "Resync",
+    "SourceIdentity",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceIdentity:
+    """Which database and slot this ledger belongs to. ``slot_ready`` is False while the slot is being created."""
+
+    system_id: str
+    timeline: int
+    database_oid: int
+    slot_name: str
+    plugin: str
+    slot_ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRef:
+    """One live chunk: its id in the store and the hash of its text."""
+
+    id: str
+    text_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What the index holds of one document.
+
+    ``xid`` is the 64-bit transaction of the last change (0: visible to everybody). ``snapshot`` is set when the
+    content was read from the table instead of the log; changes visible in it are already included. ``epoch`` is the
+    last resync that saw the document. A deleted document stays as a tombstone so that an older read cannot bring it
+    back.
+    """
+
+    collection: str
+    document_id: str
+    version: Version
+    xid: int
+    relation_oid: int
+    chunks: tuple[ChunkRef, ...] = ()
+    metadata_hash: bytes = b""
+    snapshot: str | None = None
+    epoch: int = 0
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """How far an agent is: its stream offset, and the commit up to which its work is complete."""
+
+    offset: int = 0
+    applied_lsn: Lsn = Lsn(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """One document version that could not be indexed. Carries no cell values besides the key."""
+
+    id: int = 0
+    agent: str
+    collection: str
+    document_id: str
+    table: str
+    key: tuple[str, ...]
+    version: Version
+    reason: str
+    error: str
+    attempts: int
+    parked_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flip:
+    """One commit point: everything that becomes true at once.
+
+    ``manifests`` replace what was there; chunk ids that no manifest names any more become garbage. ``purge`` names
+    collections (and optionally one physical relation) to empty, except documents in ``manifests``; ``sweep`` names
+    ``(collection, epoch, snapshot)``: documents of the collection not seen since that resync and visible in its
+    snapshot are removed.
+    """
+
+    agent: str
+    checkpoint: Checkpoint
+    generation: int | None = None
+    manifests: Sequence[Manifest] = ()
+    dead_letters: Sequence[DeadLetter] = ()
+    resyncs: Sequence[Resync] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resync:
+    """One watermarked re-reading of a table (or of some keys), and how far it is.
+
+    ``state``: ``running`` or ``done``. ``last_key`` is the key of the last row applied to the index. ``snapshot`` is
+    the snapshot of its beginning: documents that are visible in it and never seen are gone from the source.
+    """
+
+    id: int = 0
+    table: str
+    collections: tuple[str, ...]
+    keys: tuple[tuple[str, ...], ...] = ()
+    reason: str = ""
+    state: str = "running"
+    snapshot: str | None = None
+    last_key: tuple[str, ...] | None = None
+    rows_done: int = 0
+    rows_estimated: int = 0
+    started_at: float = 0.0
+    finished_at: float | None = None
+
+
+class Ledger(Protocol):
+    """Durable on return, one writer at a time, safe to call from several threads."""
+
+    @property
+    def uuid(self) -> str:
+        """Names this ledger; the store carries it as its marker."""
+        ...
+
+    # Identity and configuration.
+    def identity(self) -> SourceIdentity | None: ...
+    def save_identity(self, identity: SourceIdentity) -> None: ...
+    def collection_fingerprint(self, name: str) -> str | None: ...
+    def save_collection(self, name: str, fingerprint: str) -> None: ...
+
+    # The write protocol (docs/ARCHITECTURE.md).
+    def checkpoint(self, agent: str) -> Checkpoint: ...
+    def manifests(self, collection: str, document_ids: Iterable[str]) -> dict[str, Manifest]: ...
+    def documents_of_relation(self, collection: str, relation_oid: int | None) -> list[str]:
+        """Ids of live documents, of one physical relation or of all."""
+        ...
+
+    def unseen(self, collection: str, epoch: int) -> list[Manifest]:
+        """Live documents that no resync since ``epoch`` has seen."""
+        ...
+
+    def begin_write(self, collection_counts: Mapping[str, Mapping[str, int]]) -> tuple[int, dict[tuple[str, str], list[str]]]:
+        """Transaction 1: allocate a generation number that is never reused, and record the ids as intents.
+
+        Takes new chunks per document per collection; returns the number and the ids ``<document_id>#<g>.<n>``.
+        """
+        ...
+
+    def flip(self, flip: Flip) -> None:
+        """Transaction 2, the commit point. Never moves a checkpoint backward."""
+        ...
+
+    def garbage(self, limit: int) -> list[tuple[str, str]]:
+        """``(collection, chunk_id)`` to delete from the store."""
+        ...
+
+    def clear_garbage(self, items: Iterable[tuple[str, str]]) -> None: ...
+    def live(self, collection: str, chunk_ids: Iterable[str]) -> set[str]:
+        """The ids that a manifest names."""
+        ...
+
+    def known(self, collection: str, chunk_ids: Iterable[str]) -> set[str]:
+        """The ids that a manifest, an intent or the garbage list names."""
+        ...
+
+    def counts(self, collection: str) -> tuple[int, int]:
+        """Live documents and live chunks."""
+        ...
+
+    # Vectors by content.
+    def cached_vectors(self, fingerprint: str, hashes: Iterable[bytes]) -> dict[bytes, bytes]: ...
+    def cache_vectors(self, fingerprint: str, vectors: Mapping[bytes, bytes]) -> None: ...
+
+    # Dead letters.
+    def dead_letters(self) -> list[DeadLetter]: ...
+    def dead_letter(self, letter_id: int) -> DeadLetter | None: ...
+    def discard_dead_letter(self, letter_id: int) -> bool: ...
+
+    # Resyncs.
+    def start_resync(self, resync: Resync) -> Resync: ...
+    def resyncs(self, *, running_only: bool = False) -> list[Resync]: ...
+    def prune_tombstones(self, snapshot: str) -> None: ...
+
+    def close(self) -> None: ...

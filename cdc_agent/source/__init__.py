@@ -1,0 +1,1 @@
+"""Postgres becomes transactions of changes. Nothing here knows what happens to them afterwards."""

@@ -1,0 +1,1 @@
+"""The durable log between capture and agents."""

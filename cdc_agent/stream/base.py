@@ -1,0 +1,82 @@
+"""The contract of every stream backend: durable append, exactly once by position, ordered reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cdc_agent.events import ChangeEvent, Transaction
+from cdc_agent.lsn import Lsn, Version
+
+__all__ = ["Batch", "Position", "Stream"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """How much of the source the stream holds.
+
+    ``captured_lsn``: every commit that ends at or before it is here, so it may be acknowledged to Postgres.
+    ``partial``: the last change that is here of a commit whose end is not here yet.
+    """
+
+    captured_lsn: Lsn = Lsn(0)
+    partial: Version | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one read returned.
+
+    Once a reader has dealt with ``events`` its offset is ``next_offset`` and it is complete up to ``applied_lsn``.
+    ``head_offset`` is the newest offset in the stream at the time of the read.
+    """
+
+    events: Sequence[ChangeEvent] = field(default=())
+    next_offset: int
+    applied_lsn: Lsn
+    head_offset: int
+
+
+class Stream(Protocol):
+    """The log. One writer (capture), many readers, each with an offset that it keeps itself."""
+
+    def append(self, transactions: Sequence[Transaction], captured_lsn: Lsn | None = None) -> Position:
+        """Append whole or partial transactions; durable on return.
+
+        Exactly once: a commit that ends at or before the position is dropped, and of a commit that is partly here
+        only the rest is taken. ``captured_lsn`` moves the position further than the transactions do (an idle
+        server). Blocks nothing: raises ``StreamFull`` when the configured bytes are used up.
+        """
+        ...
+
+    def position(self) -> Position:
+        """What is durable."""
+        ...
+
+    def read(self, after_offset: int, *, limit: int, wait_s: float) -> Batch:
+        """Return events after ``after_offset`` in order; wait up to ``wait_s`` for the first one or for a move
+        of the position. Raises ``StreamError`` when retention has removed entries after ``after_offset``."""
+        ...
+
+    def head_offset(self) -> int:
+        """The newest offset, 0 for an empty stream."""
+        ...
+
+    def first_offset(self) -> int:
+        """The oldest offset that is still here; ``head_offset() + 1`` for an empty stream."""
+        ...
+
+    def release(self, consumer: str, offset: int) -> None:
+        """``consumer`` will never read at or before ``offset`` again; retention may remove it."""
+        ...
+
+    def size_bytes(self) -> int:
+        """Bytes in use by entries."""
+        ...
+
+    def wake(self) -> None:
+        """Wake every waiting reader (shutdown)."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Where vectors live. One file per backend; ``base`` is the contract, ``memory`` the reference."""
