@@ -1,0 +1,150 @@
+"""What is wrong with a configuration, in words: the place, the fault, the remedy. Never the value of a secret."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from cdc_agent.errors import ConfigError
+
+__all__ = ["Location", "Problem", "as_config_error", "key_path", "nearest", "problems_of", "wrong"]
+
+Location = tuple[str | int, ...]
+
+_SECRET_KEYS = frozenset({"dsn", "api_key"})
+_WORDS = {
+    "Input should be a valid tuple": "should be a list",
+    "Input should be a valid dictionary or instance of": "should hold keys, one a line:",
+    "Input should be": "should be",
+    "String should": "should",
+    "Tuple should have at least 1 item after validation, not 0": "should have at least one entry",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One fault: ``location`` is the key, ``fault`` the rest of the sentence, ``hint`` the remedy."""
+
+    location: Location
+    fault: str
+    hint: str
+
+
+def wrong(fault: str, *, hint: str, key: str = "") -> PydanticCustomError:
+    """An error for validators of the tree. ``key`` names a key below the one that is validated."""
+    return PydanticCustomError("wrong", "{fault}", {"fault": fault, "hint": hint, "key": key})
+
+
+def nearest(name: str, known: list[str]) -> str | None:
+    """The known name that a misspelt one most likely means."""
+    return next(iter(difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)), None)
+
+
+def key_path(location: Location) -> str:
+    """``("collections", 0, "table")`` as ``collections[0].table``."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
+
+
+def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
+    """Every fault that pydantic found."""
+    return [_problem(details, root) for details in error.errors(include_url=False)]
+
+
+def as_config_error(problems: list[Problem], where: Mapping[Location, str], file: str) -> ConfigError:
+    """One error for all faults. ``where`` names the places (file and line, or variable) of locations."""
+    sentences = [f"{_place(problem.location, where, file)}: {_sentence(problem)}" for problem in problems]
+    if len(problems) == 1:
+        return ConfigError(sentences[0], hint=problems[0].hint)
+    lines = [f"{s}\n      {p.hint}" if p.hint else s for s, p in zip(sentences, problems, strict=True)]
+    return ConfigError(
+        f"{len(problems)} things are wrong in the configuration\n  - " + "\n  - ".join(lines),
+        hint="each line names the key; docs/CONFIG.md lists every key",
+    )
+
+
+def _sentence(problem: Problem) -> str:
+    return f"{key_path(problem.location)} {problem.fault}" if problem.location else problem.fault
+
+
+def _place(location: Location, where: Mapping[Location, str], file: str) -> str:
+    """The place of the key, or of the nearest key above it that was written down."""
+    for length in range(len(location), 0, -1):
+        if location[:length] in where:
+            return where[location[:length]]
+    return file
+
+
+def _problem(details: ErrorDetails, root: type[BaseModel]) -> Problem:
+    location = details["loc"]
+    match details["type"]:
+        case "wrong":
+            context = details["ctx"]
+            below = (context["key"],) if context["key"] else ()
+            return Problem(location=(*location, *below), fault=context["fault"], hint=context["hint"])
+        case "extra_forbidden":
+            return _unknown_key(location, root)
+        case "missing":
+            return Problem(location=location, fault="is missing", hint=_how_to_set(location))
+        case _:
+            return _bad_value(details)
+
+
+def _unknown_key(location: Location, root: type[BaseModel]) -> Problem:
+    known = list(_known_keys(root, location[:-1]))
+    guess = nearest(str(location[-1]), known)
+    section = key_path(location[:-1]) or "the top level"
+    return Problem(
+        location=location,
+        fault="is not a known key" + (f"; did you mean {key_path((*location[:-1], guess))}?" if guess else ""),
+        hint=f"known keys of {section}: {', '.join(known)}",
+    )
+
+
+def _how_to_set(location: Location) -> str:
+    if any(isinstance(part, int) for part in location) or len(location) == 1:
+        return f"add {key_path(location)} to the configuration file"
+    variable = "CDC_AGENT_" + "__".join(str(part).upper() for part in location)
+    also = f", {key_path(location)}_file" if location[-1] in _SECRET_KEYS else ""
+    return f"set {key_path(location)}{also} or the environment variable {variable}"
+
+
+def _bad_value(details: ErrorDetails) -> Problem:
+    fault = details["msg"]
+    for pydantic_says, we_say in _WORDS.items():
+        if fault.startswith(pydantic_says):
+            fault = we_say + fault.removeprefix(pydantic_says)
+            break
+    value = details.get("input")
+    location = details["loc"]
+    if isinstance(value, str | int | float | bool) and not _SECRET_KEYS & set(map(str, location)):
+        fault += f", not {_short(value)}"
+    return Problem(location=location, fault=fault, hint="docs/CONFIG.md says what this key takes")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _known_keys(root: type[BaseModel], location: Location) -> Iterator[str]:
+    model: Any = root
+    for part in location:
+        model = _model_in(model if isinstance(part, int) else model.model_fields[part].annotation)
+    return iter(model.model_fields)
+
+
+def _model_in(annotation: Any) -> Any:
+    """The model inside ``tuple[Model, ...]``, ``Model | None`` or ``Model``."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation
+    return next(_model_in(inner) for inner in typing.get_args(annotation) if inner not in (..., type(None)))

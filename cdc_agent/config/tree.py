@@ -1,0 +1,347 @@
+"""The shape of the configuration: every key, its type, its default and one sentence about it.
+
+The sentence under a key is its documentation: ``docs/CONFIG.md`` carries it, and a test says so. Nothing here touches
+a file but by name; ``loading`` reads them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from cdc_agent.config.problems import wrong
+from cdc_agent.config.table_name import parse_table
+
+if TYPE_CHECKING:
+    from cdc_agent.documents.collection import CollectionSpec
+
+#: A value that prints as ``***``.
+Secret = SecretStr
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+ENV_PREFIX = "CDC_AGENT_"
+ENV_DELIMITER = "__"
+#: Metadata keys that are ours in every record.
+RESERVED_PREFIX = "cdc_"
+_SECRET_PARAMETERS = ("password", "sslpassword", "sslkeylogfile", "oauth_client_secret")
+
+
+def redacted_dsn(dsn: str | Secret) -> str:
+    """A connection string fit for logs: every secret in it is ``***``."""
+    text = dsn.get_secret_value() if isinstance(dsn, SecretStr) else dsn
+    try:
+        parameters = conninfo_to_dict(text)
+    except psycopg.Error:
+        return "***"
+    return make_conninfo("", **{k: "***" if k in _SECRET_PARAMETERS else v for k, v in parameters.items()})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``. A name other than ``localhost`` counts as reachable."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+
+
+class SourceConfig(_Section):
+    dsn: Secret
+    """Connection string of the database (URL or keywords); its role needs REPLICATION and SELECT. Required."""
+    dsn_file: Path | None = None
+    """File that holds the connection string, instead of `dsn`."""
+    slot_name: str = Field("cdc_agent", pattern=r"^[a-z0-9_]{1,63}$")
+    """Replication slot. One daemon per slot; a second one waits as its standby."""
+    publication_name: str = Field("cdc_agent", min_length=1, max_length=63)
+    """Publication that names the tables (pgoutput only)."""
+    plugin: Literal["pgoutput", "wal2json"] = "pgoutput"
+    """Output plugin. pgoutput is built into Postgres; wal2json must be installed on the server."""
+    on_mismatch: Literal["stop", "resync"] = "stop"
+    """What to do when source, stream, ledger and store do not belong together: stop with exit code 78, or rebuild."""
+    status_interval_s: Seconds = 10.0
+    """Seconds between standby status updates; never more than a third of the server's wal_sender_timeout."""
+    connect_timeout_s: Seconds = 10.0
+    """Seconds to wait for a connection."""
+
+    @field_validator("dsn")
+    @classmethod
+    def _is_conninfo(cls, dsn: Secret) -> Secret:
+        try:
+            conninfo_to_dict(dsn.get_secret_value())
+        except psycopg.Error:
+            # libpq's own message may quote a part of the string, so it is not repeated.
+            raise wrong(
+                "is not a Postgres connection string",
+                hint="write postgresql://user:password@host:5432/dbname (percent-encode special characters) "
+                "or host=... dbname=... user=...",
+            ) from None
+        return dsn
+
+    @property
+    def redacted_dsn(self) -> str:
+        return redacted_dsn(self.dsn)
+
+
+class StreamConfig(_Section):
+    backend: Literal["sqlite"] = "sqlite"
+    """Where the durable log of changes lives."""
+    path: Path | None = None
+    """File of the stream. Default: `stream.sqlite` in `state_dir`."""
+    max_bytes: int = Field(4 * 1024**3, ge=1024**2)
+    """Most bytes of entries; when they are used up capture waits, and the server keeps its WAL."""
+    retention_h: float = Field(24.0, ge=0, allow_inf_nan=False)
+    """Hours that entries stay after every agent has read them."""
+
+
+class LedgerConfig(_Section):
+    backend: Literal["sqlite"] = "sqlite"
+    """Where the durable state of agents lives."""
+    path: Path | None = None
+    """File of the ledger. Default: `ledger.sqlite` in `state_dir`."""
+    embedding_cache_bytes: int = Field(1024**3, ge=0)
+    """Most bytes of vectors kept by content, so that a text seen before is not embedded again; 0 keeps none."""
+
+
+class EmbeddingConfig(_Section):
+    backend: Literal["sentence-transformers", "openai", "hashing"] = "sentence-transformers"
+    """sentence-transformers (in this process), openai (any OpenAI-compatible endpoint), hashing (tests only)."""
+    model: str = Field("sentence-transformers/all-MiniLM-L6-v2", min_length=1)
+    """Name of the model, or the folder that holds it. Required with backend openai."""
+    device: str | None = None
+    """torch device such as `cpu`, `cuda` or `mps`. Default: the best one there is."""
+    batch_tokens: int = Field(8192, ge=1)
+    """Most tokens in one batch of texts, padding included."""
+    url: str | None = Field(None, pattern=r"^https?://")
+    """Base URL of the endpoint (openai only). Default: https://api.openai.com/v1."""
+    api_key: Secret | None = None
+    """Key for the endpoint (openai only)."""
+    api_key_file: Path | None = None
+    """File that holds the key, instead of `api_key`."""
+    dimensions: int | None = Field(None, ge=1, le=65535)
+    """Length of the vectors. Default: what the model says."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Most tokens of one text. Default: what the model says."""
+    timeout_s: Seconds = 60.0
+    """Seconds to wait for one answer of the endpoint (openai only)."""
+
+    @model_validator(mode="after")
+    def _openai_names_its_model(self) -> Self:
+        if self.backend == "openai" and "model" not in self.model_fields_set:
+            raise wrong(
+                "is missing", key="model", hint="backend openai has no default model; set one your endpoint serves"
+            )
+        return self
+
+
+class VectorStoreConfig(_Section):
+    backend: Literal["chroma", "memory"] = "chroma"
+    """Where vectors live: chroma, or memory (tests only)."""
+    mode: Literal["managed", "server", "embedded"] = "managed"
+    """managed (the daemon runs Chroma's server), server (yours, at host and port), embedded (nobody else can read)."""
+    path: Path | None = None
+    """Folder of the store (managed and embedded). Default: `chroma` in `state_dir`."""
+    host: str = Field("127.0.0.1", min_length=1)
+    """Address of Chroma's server. With mode managed a loopback address, because Chroma has no authentication."""
+    port: Port = 8900
+    """Port of Chroma's server."""
+    timeout_s: Seconds = 30.0
+    """Seconds to wait for one answer of the store."""
+
+    @model_validator(mode="after")
+    def _managed_stays_here(self) -> Self:
+        if self.mode == "managed" and not is_loopback(self.host):
+            raise wrong(
+                f"mode managed would serve Chroma on {self.host}, and Chroma has no authentication",
+                key="host",
+                hint="set vectorstore.host to 127.0.0.1, or run your own Chroma and set vectorstore.mode to server",
+            )
+        return self
+
+
+class ChunkingConfig(_Section):
+    max_tokens: int = Field(256, ge=8)
+    """Most tokens of one chunk, by the model's own tokenizer."""
+    overlap_tokens: int = Field(0, ge=0)
+    """Tokens that a chunk repeats from the one before it."""
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.overlap_tokens >= self.max_tokens:
+            raise wrong(
+                f"{self.overlap_tokens} is not smaller than max_tokens ({self.max_tokens})",
+                key="overlap_tokens",
+                hint="an overlap of a tenth of max_tokens is usual; 0 embeds least",
+            )
+        return self
+
+
+class CollectionConfig(_Section):
+    name: str = Field(pattern=r"^[a-zA-Z0-9](?:[a-zA-Z0-9._-]{1,510})[a-zA-Z0-9]$")
+    """Name of the collection in the store: 3-512 of `[a-zA-Z0-9._-]`, a letter or digit at both ends. Required."""
+    table: str
+    """Table of the documents, `schema.table` or `table` (then `public`); quote names that contain a dot. Required."""
+    text: str = Field(min_length=1)
+    """Text of a document, with columns in braces: `"{title}\\n\\n{body}"`. Required."""
+    metadata: tuple[str, ...] = ()
+    """Columns that are stored beside each chunk, under their own names."""
+    where: str | None = None
+    """SQL predicate on a row; rows that do not satisfy it are not in the index. Default: every row."""
+    chunking: ChunkingConfig = ChunkingConfig()
+    """How the text is cut."""
+
+    @field_validator("table")
+    @classmethod
+    def _is_table(cls, text: str) -> str:
+        parse_table(text)
+        return text
+
+    @field_validator("metadata")
+    @classmethod
+    def _keeps_off_reserved_keys(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        for column in columns:
+            if column.startswith(RESERVED_PREFIX):
+                raise wrong(
+                    f"{column!r} starts with cdc_, which is reserved",
+                    hint="leave the column out, or expose it under another name with a generated column",
+                )
+        if len(set(columns)) != len(columns):
+            raise wrong("names a column twice", hint="name each column once")
+        return columns
+
+    @property
+    def table_name(self) -> tuple[str, str]:
+        """Schema and table, without quotes."""
+        return parse_table(self.table)
+
+
+class ResyncConfig(_Section):
+    rows_per_chunk: int = Field(1000, ge=1, le=100_000)
+    """Rows that one SELECT of a resync reads."""
+
+
+class RetryConfig(_Section):
+    initial_s: Seconds = 1.0
+    """Seconds before the second attempt; doubles from there."""
+    maximum_s: Seconds = 60.0
+    """Most seconds between two attempts."""
+    max_attempts: int = Field(3, ge=1)
+    """Attempts at one document before it is parked as a dead letter. Outages are retried for ever."""
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if self.maximum_s < self.initial_s:
+            raise wrong("is smaller than retry.initial_s", key="maximum_s", hint="set it to at least retry.initial_s")
+        return self
+
+
+class HttpConfig(_Section):
+    host: str = Field("127.0.0.1", min_length=1)
+    """Address to listen on. Anything but a loopback address needs `tokens_file`."""
+    port: Port = 8765
+    """Port to listen on."""
+    tokens_file: Path | None = None
+    """File with bearer tokens, one a line. With it, every request but `/healthz` must carry one of them."""
+
+    @model_validator(mode="after")
+    def _guards_open_addresses(self) -> Self:
+        if self.tokens_file is None and not is_loopback(self.host):
+            raise wrong(
+                f"{self.host} can be reached from other machines, and there are no tokens",
+                key="host",
+                hint="set http.tokens_file to a file with one token a line, or http.host to 127.0.0.1",
+            )
+        return self
+
+
+class LogConfig(_Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe messages that are written."""
+    format: Literal["text", "json"] = "text"
+    """text for people, json for machines (one object a line)."""
+
+
+class Config(BaseSettings):
+    """The whole tree. Build it with ``load``: it reads files and makes paths absolute."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=ENV_DELIMITER,
+    )
+
+    source: SourceConfig
+    """The Postgres database that is followed."""
+    state_dir: Path = Path("./var/cdc-agent")
+    """Folder for stream, ledger and store. Relative paths start at the folder of the configuration file."""
+    stream: StreamConfig = StreamConfig()
+    """The durable log between capture and agents."""
+    ledger: LedgerConfig = LedgerConfig()
+    """The durable state of agents."""
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    """The model."""
+    vectorstore: VectorStoreConfig = VectorStoreConfig()
+    """The vector store."""
+    collections: tuple[CollectionConfig, ...] = Field(min_length=1)
+    """What is indexed: one entry for each collection."""
+    resync: ResyncConfig = ResyncConfig()
+    """Reading tables again while streaming."""
+    retry: RetryConfig = RetryConfig()
+    """Trying again."""
+    http: HttpConfig = HttpConfig()
+    """The HTTP interface."""
+    log: LogConfig = LogConfig()
+    """Logging, to standard error."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 (the signature is pydantic's)
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is passed in: ``loading`` merges the environment itself, so that ``Config(...)`` is pure."""
+        return (init_settings,)
+
+    @field_validator("collections")
+    @classmethod
+    def _names_are_unique(cls, collections: tuple[CollectionConfig, ...]) -> tuple[CollectionConfig, ...]:
+        names = [collection.name for collection in collections]
+        for name in names:
+            if names.count(name) > 1:
+                raise wrong(f"the name {name!r} is used {names.count(name)} times", hint="give each its own name")
+        return collections
+
+    @property
+    def stream_path(self) -> Path:
+        return self.stream.path or self.state_dir / "stream.sqlite"
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.ledger.path or self.state_dir / "ledger.sqlite"
+
+    @property
+    def vectorstore_path(self) -> Path:
+        return self.vectorstore.path or self.state_dir / "chroma"
+
+    def collection_specs(self) -> tuple[CollectionSpec, ...]:
+        """What the pure half of the house needs to know of each collection."""
+        from cdc_agent.config.specs import collection_spec
+
+        return tuple(collection_spec(collection) for collection in self.collections)

@@ -1,0 +1,77 @@
+"""Every Prometheus metric, as a constant in one registry of our own. Nothing here measures; the rooms do.
+
+Base units, ``_total`` for counters (added by the client), labels from a closed set. ``docs/METRICS.md`` is the
+reference; a test keeps it complete.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+__all__ = ["CONTENT_TYPE", "REGISTRY", "render"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+#: Only ours: no process or garbage collector metrics of the client library, and nothing global.
+REGISTRY = CollectorRegistry()
+
+_SHORT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_LONG_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+
+
+def _counter(name: str, sentence: str, *labels: str) -> Counter:
+    return Counter(name, sentence, labels, namespace="cdc_agent", registry=REGISTRY)
+
+
+def _gauge(name: str, sentence: str, *labels: str) -> Gauge:
+    return Gauge(name, sentence, labels, namespace="cdc_agent", registry=REGISTRY)
+
+
+def _histogram(name: str, sentence: str, buckets: tuple[float, ...]) -> Histogram:
+    return Histogram(name, sentence, namespace="cdc_agent", registry=REGISTRY, buckets=buckets)
+
+
+# Source and capture.
+CHANGES_RECEIVED = _counter("changes_received", "Changes decoded from the replication stream, by kind.", "op")
+TRANSACTIONS = _counter("transactions", "Transactions that are durable in the stream.")
+RECONNECTS = _counter("reconnects", "Times the replication connection was opened again after it was lost.")
+REPLICATION_LAG_BYTES = _gauge("replication_lag_bytes", "WAL between the server's end and what is captured.")
+SLOT_RETAINED_BYTES = _gauge("slot_retained_bytes", "WAL that the server keeps because of our slot.")
+SOURCE_LAG_SECONDS = _gauge("source_lag_seconds", "Age of the newest captured commit when it was captured.")
+CAPTURED_LSN = _gauge("captured_lsn", "Position up to which every commit is durable in the stream, in bytes.")
+
+# Stream.
+STREAM_BYTES = _gauge("stream_bytes", "Bytes that stream entries use on disk.")
+STREAM_FULL = _gauge("stream_full", "1 while the stream has no room and capture waits, otherwise 0.")
+
+# Indexer.
+APPLIED_LSN = _gauge("applied_lsn", "Commit up to which the index is complete, in bytes.")
+FRESHNESS_SECONDS = _histogram("freshness_seconds", "Time from commit to searchable, per changed document.", _LONG_S)
+CHUNKS_EMBEDDED = _counter("chunks_embedded", "Chunk texts that the model embedded.", "collection")
+CHUNKS_CACHED = _counter("chunks_cached", "New chunks whose vector was in the embedding cache.")
+CHUNKS_UNCHANGED = _counter("chunks_unchanged", "Chunks that kept their vector through a change.")
+CHUNKS_DELETED = _counter("chunks_deleted", "Chunks removed from the index.")
+METADATA_UPDATES = _counter("metadata_updates", "Chunks whose metadata alone was written.")
+EMBED_BATCH_SECONDS = _histogram("embed_batch_seconds", "Time the model took for one batch of texts.", _SHORT_S)
+VECTORSTORE_WRITE_SECONDS = _histogram("vectorstore_write_seconds", "Time of one write to the vector store.", _SHORT_S)
+DOCUMENTS = _gauge("documents", "Documents in the index.", "collection")
+CHUNKS = _gauge("chunks", "Chunks in the index.", "collection")
+REREAD_ROWS = _counter("reread_rows", "Rows read again from their table because the log did not carry a value.")
+
+# Dead letters.
+DEAD_LETTERS = _gauge("dead_letters", "Documents parked right now.")
+DEAD_LETTERED = _counter("dead_lettered", "Documents parked, by reason.", "reason")
+
+# Resync.
+RESYNC_ROWS = _counter("resync_rows", "Rows that resyncs have read.")
+RESYNCS_RUNNING = _gauge("resyncs_running", "Resyncs that are not done.")
+
+# Search.
+SEARCH_SECONDS = _histogram("search_seconds", "Time of one search, embedding of the query included.", _SHORT_S)
+
+# Identity.
+MISMATCH = _gauge("mismatch", "1 while source, stream, ledger and store do not belong together, by state.", "state")
+
+
+def render() -> bytes:
+    """Every metric in Prometheus' text format."""
+    return generate_latest(REGISTRY)

@@ -1,0 +1,48 @@
+-- table_by_oid --
+-- One table: its columns in order, its key, and the ancestors that a partition belongs to.
+select c.oid::bigint,
+       n.nspname,
+       c.relname,
+       c.relreplident,
+       array(select a.relid::oid::bigint from pg_partition_ancestors(c.oid) a),
+       coalesce((
+           select json_agg(json_build_array(a.attname, a.atttypid::bigint) order by a.attnum)
+           from pg_attribute a
+           where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+       ), '[]'::json),
+       array(
+           select a.attname::text
+           from pg_index i
+           cross join unnest(i.indkey) with ordinality as k(attnum, place)
+           join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+           where i.indrelid = c.oid
+             and case when c.relreplident = 'i' then i.indisreplident else i.indisprimary end
+             and k.place <= i.indnkeyatts
+           order by k.place
+       ),
+       greatest(c.reltuples, 0)::bigint,
+       c.relkind = 'p'
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+where c.oid = %s::oid
+
+-- table_oid --
+-- The oid of a table by its exact schema and name.
+select c.oid::bigint
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p')
+
+-- leaves --
+-- Estimated rows of a partitioned table: the sum over its leaves.
+select coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
+from pg_partition_tree(%s::oid::regclass) t
+join pg_class c on c.oid = t.relid
+where t.isleaf
+
+-- server --
+-- Who the server is, and where its transaction counter stands.
+select current_setting('server_version_num')::int,
+       (select oid::bigint from pg_database where datname = current_database()),
+       pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
+       current_database()::text

@@ -1,0 +1,85 @@
+"""Connections to the source: settings pinned so that text values have one form, errors told apart by SQLSTATE."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from cdc_agent.errors import (
+    IdentityMismatch,
+    SlotBusy,
+    SourceAuthError,
+    SourceError,
+    SourceUnavailable,
+)
+
+__all__ = ["classify", "connect", "error_of_result"]
+
+#: Value formats follow the connection's settings, so both plugins and all reads pin the same ones.
+_PINNED = (
+    "-c timezone=UTC -c datestyle=ISO,YMD -c intervalstyle=postgres -c extra_float_digits=1 -c bytea_output=hex"
+    " -c client_encoding=UTF8"
+)
+
+
+def connect(dsn: str, *, replication: bool = False, connect_timeout_s: float = 10.0) -> psycopg.Connection[Any]:
+    """Open a connection in autocommit with pinned settings. Raises a ``SourceError`` kind, never psycopg's own."""
+    params: dict[str, Any] = {
+        "application_name": "cdc_agent",
+        "connect_timeout": max(1, int(connect_timeout_s)),
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,
+        # The walsender knows no prepared statements.
+        "prepare_threshold": None,
+    }
+    if replication:
+        params["replication"] = "database"
+    try:
+        own = conninfo_to_dict(dsn)
+        params["options"] = f"{own.get('options') or ''} {_PINNED}".strip()
+        prepare = params.pop("prepare_threshold")
+        return psycopg.connect(make_conninfo(dsn, **params), autocommit=True, prepare_threshold=prepare)
+    except psycopg.Error as exc:
+        raise classify(exc) from exc
+
+
+def classify(exc: psycopg.Error) -> SourceError | IdentityMismatch:
+    """Our error for one of psycopg's: by SQLSTATE only, because texts vary by version and language."""
+    return _classify(exc.sqlstate, _first_line(str(exc)))
+
+
+def error_of_result(result: pq.abc.PGresult) -> SourceError | IdentityMismatch:
+    """Our error for a failed result of the low-level interface."""
+    state = result.error_field(pq.DiagnosticField.SQLSTATE)
+    message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"unknown error"
+    return _classify(state.decode() if state else None, message.decode("utf-8", "replace"))
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "connection failed"
+
+
+def _classify(sqlstate: str | None, message: str) -> SourceError | IdentityMismatch:
+    if sqlstate is None and "authentication failed" in message:
+        # libpq reports a refused password without a SQLSTATE.
+        sqlstate = "28P01"
+    if sqlstate is None or sqlstate[:2] in ("08", "57", "53"):
+        return SourceUnavailable(f"Postgres is not available: {message}", hint="is the server running and reachable?")
+    if sqlstate == "55006":
+        return SlotBusy(f"the slot is in use: {message}", hint="another cdc-agent is running; this one waits for it")
+    if sqlstate[:2] in ("28", "42") and sqlstate in ("28000", "28P01", "42501"):
+        return SourceAuthError(f"Postgres refuses us: {message}", hint="run `cdc-agent check` for the exact GRANT")
+    if sqlstate == "42704":
+        return IdentityMismatch(
+            "SLOT_LOST", message, hint="the slot or publication is gone; start with source.on_mismatch: resync"
+        )
+    if sqlstate == "55000":
+        return IdentityMismatch(
+            "SLOT_INVALIDATED", message, hint="Postgres dropped the WAL; start with source.on_mismatch: resync"
+        )
+    return SourceError(f"Postgres answered {sqlstate}: {message}", hint="run `cdc-agent check`")

@@ -1,0 +1,319 @@
+"""The replication protocol over psycopg's ``pgconn``: COPY BOTH, XLogData, keepalives, standby status updates.
+
+psycopg 3 has no replication API; its libpq wrapper is enough. One thread owns a ``ReplicationFeed``. The traps that
+shaped this file (each was measured) are in docs/DECISIONS.md.
+https://www.postgresql.org/docs/current/protocol-replication.html
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import pq, sql
+
+from cdc_agent.errors import SourceError, SourceUnavailable
+from cdc_agent.events import Transaction
+from cdc_agent.lsn import Lsn
+from cdc_agent.source.base import Decoder
+from cdc_agent.source.connection import classify, connect, error_of_result
+from cdc_agent.source.pgoutput import PG_EPOCH_US
+
+__all__ = ["Alarm", "ReplicationFeed", "ServerIdentity", "plugin_options"]
+
+_XLOGDATA = struct.Struct("!QQq").unpack_from
+_KEEPALIVE = struct.Struct("!QqB").unpack_from
+_STATUS = struct.Struct("!cQQQqB")
+_XLOGDATA_TAG, _KEEPALIVE_TAG = ord("w"), ord("k")
+
+#: Bytes taken from the socket before decoded transactions are handed over, so that hand-over keeps pace.
+_HANDOVER_BYTES = 4 << 20
+#: Status updates without any sign of life from the server before the connection counts as dead.
+_SILENT_INTERVALS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerIdentity:
+    """What IDENTIFY_SYSTEM says."""
+
+    system_id: str
+    timeline: int
+    flush_lsn: Lsn
+
+
+class Alarm:
+    """Wakes a thread that waits on a socket: ``ring`` from anywhere, ``fd`` into its poll."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    def ring(self) -> None:
+        os.eventfd_write(self._fd, 1)
+
+    def clear(self) -> bool:
+        """Forget past rings; True if there were any."""
+        try:
+            return os.eventfd_read(self._fd) > 0
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def plugin_options(plugin: str, *, publication_name: str, schemas: frozenset[str]) -> dict[str, str]:
+    """The options of START_REPLICATION for one plugin."""
+    if plugin == "pgoutput":
+        name = '"' + publication_name.replace('"', '""') + '"'
+        return {"proto_version": "1", "publication_names": name, "messages": "true"}
+    return {
+        "format-version": "2",
+        "include-xids": "true",
+        "include-timestamp": "true",
+        "include-lsn": "true",
+        "include-types": "false",
+        # Whole schemas, so that new partitions and renamed tables are not lost; other tables are dropped by us.
+        "add-tables": ",".join(sorted(f"{_escaped(schema)}.*" for schema in schemas)),
+    }
+
+
+def _escaped(name: str) -> str:
+    """wal2json's own escaping of a name in a table list: a backslash before anything special."""
+    return "".join("\\" + c if c in " ,.*\\'\"" else c for c in name)
+
+
+class ReplicationFeed:
+    """One streaming connection. Everything here runs in one thread; ``alarm`` is how others get its attention."""
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        slot_name: str,
+        decoder: Decoder,
+        options: Mapping[str, str],
+        status_interval_s: float = 10.0,
+        connect_timeout_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._dsn = dsn
+        self._slot_name = slot_name
+        self._decoder = decoder
+        self._options = dict(options)
+        self._status_interval_s = status_interval_s
+        self._connect_timeout_s = connect_timeout_s
+        self._clock = clock
+        self._connection: psycopg.Connection[Any] | None = None
+        self._dry = False
+        self.alarm = Alarm()
+        #: Highest position that the server has told us of.
+        self.received_lsn = Lsn(0)
+        #: The server has sent everything up to here; valid to acknowledge once all that was handed over is durable.
+        self.idle_lsn = Lsn(0)
+        self._flushed_lsn = Lsn(0)
+        self._last_status = 0.0
+        self._unanswered = 0
+
+    # -- lifetime ---------------------------------------------------------------------------------------------
+
+    def open(self) -> ServerIdentity:
+        """Connect and ask who the server is. Nothing streams yet."""
+        self.close()
+        self._decoder.reset()
+        self._connection = connect(self._dsn, replication=True, connect_timeout_s=self._connect_timeout_s)
+        try:
+            row = self._connection.execute("IDENTIFY_SYSTEM").fetchone()
+            assert row is not None
+            self._limit_status_interval(self._connection)
+        except psycopg.Error as exc:
+            raise classify(exc) from exc
+        return ServerIdentity(system_id=row[0], timeline=int(row[1]), flush_lsn=Lsn.parse(row[2]))
+
+    def start(self, start_lsn: Lsn) -> None:
+        """Begin streaming commits that end after ``start_lsn``, which must be durable with us already."""
+        connection = self._opened()
+        pgconn = connection.pgconn
+        try:
+            result = pgconn.exec_(_start_command(connection, self._slot_name, start_lsn, self._options))
+        except psycopg.Error as exc:
+            raise classify(exc) from exc
+        if result.status != pq.ExecStatus.COPY_BOTH:
+            raise error_of_result(result)
+        pgconn.nonblocking = 1
+        self.received_lsn = self._flushed_lsn = start_lsn
+        self.idle_lsn = Lsn(0)
+        self._unanswered = 0
+        self._dry = False
+        self._send_status(reply=True)
+
+    def close(self) -> None:
+        """Drop the connection at once; the slot is free at once. Its position is not affected."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def stop(self) -> None:
+        """Report what is durable a last time, then close. Never waits: mid-transaction the server would send the
+        whole rest before it listens."""
+        if self._connection is not None and not self._connection.closed:
+            try:
+                self._send_status()
+            except (SourceError, psycopg.Error):
+                # The position is durable with us; the server learns it at the next start.
+                pass
+        self.close()
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    def poll(self, timeout_s: float) -> list[Transaction]:
+        """Return transactions that have arrived, in commit order; wait at most ``timeout_s`` for something to happen.
+
+        Returns early (and empty) when the alarm rings. Sends status updates when they are due.
+        """
+        self._status_if_due()
+        ready = self._drain()
+        if ready or not self._dry:
+            return ready
+        self._wait(timeout_s)
+        self._status_if_due()
+        return self._drain()
+
+    def feedback(self) -> None:
+        """Send a status update if one is due. For the owner to call while it cannot read (its queue is full)."""
+        self._status_if_due(reading=False)
+
+    def acknowledge(self, lsn: Lsn) -> None:
+        """Everything up to ``lsn`` is durable with us. Reported at the next status update."""
+        self._flushed_lsn = max(self._flushed_lsn, lsn)
+
+    def ask(self) -> None:
+        """Ask the server where it is; its keepalive moves ``idle_lsn``."""
+        self._send_status(reply=True)
+
+    def _drain(self) -> list[Transaction]:
+        """Decode what has arrived, up to a bound. Order matters: libpq's buffer must be empty before more is read."""
+        pgconn = self._opened().pgconn
+        feed = self._decoder.feed
+        out: list[Transaction] = []
+        taken = 0
+        try:
+            while taken < _HANDOVER_BYTES:
+                size, data = pgconn.get_copy_data(1)
+                if size > 0:
+                    self._dry = False
+                    taken += size
+                    if data[0] == _XLOGDATA_TAG:
+                        transaction = feed(data[25:])
+                        if transaction is not None:
+                            out.append(transaction)
+                    else:
+                        self._keepalive(data)
+                elif size == 0:
+                    if self._dry:
+                        break
+                    # One call reads at most one TLS record, so only a second dry one means there is no more.
+                    pgconn.consume_input()
+                    self._dry = True
+                else:
+                    self._ended()
+        except psycopg.Error as exc:
+            raise classify(exc) from exc
+        if taken:
+            self._unanswered = 0
+        return out
+
+    def _keepalive(self, data: memoryview | bytes) -> None:
+        if data[0] != _KEEPALIVE_TAG:
+            raise SourceError(f"unknown replication message {bytes(data[:1])!r}", hint="is this a Postgres server?")
+        wal_end, _ts, reply_requested = _KEEPALIVE(data, 1)
+        self.received_lsn = max(self.received_lsn, Lsn(wal_end))
+        self.idle_lsn = max(self.idle_lsn, Lsn(wal_end))
+        if reply_requested:
+            self._send_status()
+
+    def _ended(self) -> None:
+        result = self._opened().pgconn.get_result()
+        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+            raise error_of_result(result)
+        raise SourceUnavailable("the server ended the replication stream", hint="it is probably shutting down")
+
+    def _wait(self, timeout_s: float) -> None:
+        poller = select.poll()
+        poller.register(self._opened().pgconn.socket, select.POLLIN)
+        poller.register(self.alarm.fd, select.POLLIN)
+        left = self._last_status + self._status_interval_s - self._clock()
+        ready = poller.poll(max(0.0, min(timeout_s, left)) * 1000)
+        self.alarm.clear()
+        if any(fd != self.alarm.fd for fd, _ in ready):
+            self._dry = False
+
+    # -- status updates ---------------------------------------------------------------------------------------
+
+    def _status_if_due(self, *, reading: bool = True) -> None:
+        if self._clock() - self._last_status < self._status_interval_s:
+            return
+        if reading and self._unanswered >= _SILENT_INTERVALS:
+            raise SourceUnavailable(
+                f"the server has been silent for {self._unanswered} status intervals",
+                hint="the network drops packets or the server hangs; reconnecting",
+            )
+        self._unanswered += reading
+        self._send_status(reply=True)
+
+    def _send_status(self, *, reply: bool = False) -> None:
+        """write = received, flush = what is durable with us. (Repeating a stale write position makes some servers
+        answer every update at once: a hot loop.)"""
+        now_us = time.time_ns() // 1000 - PG_EPOCH_US
+        written = max(self.received_lsn, self._flushed_lsn)
+        flushed = self._flushed_lsn
+        try:
+            pgconn = self._opened().pgconn
+            pgconn.put_copy_data(_STATUS.pack(b"r", written, flushed, flushed, now_us, reply))
+            self._flush(pgconn)
+        except psycopg.Error as exc:
+            raise classify(exc) from exc
+        self._last_status = self._clock()
+
+    def _flush(self, pgconn: Any) -> None:
+        deadline = self._clock() + self._status_interval_s
+        while pgconn.flush():
+            left = deadline - self._clock()
+            if left <= 0:
+                raise SourceUnavailable("the server does not take our status updates", hint="reconnecting")
+            select.select([], [pgconn.socket], [], left)
+
+    def _limit_status_interval(self, connection: psycopg.Connection[Any]) -> None:
+        row = connection.execute("SHOW wal_sender_timeout").fetchone()
+        timeout_s = _seconds(row[0]) if row else 0.0
+        if timeout_s > 0:
+            self._status_interval_s = min(self._status_interval_s, timeout_s / 3)
+
+    def _opened(self) -> psycopg.Connection[Any]:
+        if self._connection is None:
+            raise SourceUnavailable("the replication connection is closed", hint="reconnecting")
+        return self._connection
+
+
+def _start_command(connection: psycopg.Connection[Any], slot: str, start: Lsn, options: Mapping[str, str]) -> bytes:
+    # The walsender's grammar knows only '...' with doubled quotes; psycopg's Literal may write E'...'.
+    pairs = ", ".join(f"\"{name}\" '{value.replace(chr(39), chr(39) * 2)}'" for name, value in options.items())
+    return f"START_REPLICATION SLOT {sql.Identifier(slot).as_string(connection)} LOGICAL {start} ({pairs})".encode()
+
+
+_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _seconds(setting: str) -> float:
+    """Seconds of a setting as SHOW prints it: ``1min``, ``500ms``, ``0``."""
+    number = setting.rstrip("abcdefghijklmnopqrstuvwxyz")
+    return float(number) * _UNITS.get(setting[len(number) :], 0.001)

@@ -1,0 +1,5 @@
+-- snapshot --
+select pg_current_snapshot()::text
+
+-- mark --
+select pg_logical_emit_message(true, %s, %s)::text
