@@ -153,7 +153,8 @@ class Transaction:
     """Changes of one commit, or one part of a commit too large to hold.
 
     ``end_lsn`` is set on the last part only: acknowledging it means "this commit is ours now". ``xid`` is the full
-    64-bit transaction id. ``size_bytes`` estimates the memory held.
+    64-bit transaction id. ``size_bytes`` estimates the memory held. ``snapshot`` is set when the changes are rows read
+    from the table: what that read could see.
     """
 
     xid: int
@@ -162,6 +163,7 @@ class Transaction:
     changes: list[Change]
     end_lsn: Lsn | None = None
     size_bytes: int = 0
+    snapshot: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

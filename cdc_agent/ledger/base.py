@@ -7,7 +7,7 @@ projection that can always be rebuilt from the ledger and the source.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from cdc_agent.lsn import Lsn, Version
@@ -19,6 +19,7 @@ __all__ = [
     "Flip",
     "Ledger",
     "Manifest",
+    "NewChunks",
     "Resync",
     "SourceIdentity",
 ]
@@ -92,24 +93,6 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Flip:
-    """One commit point: everything that becomes true at once.
-
-    ``manifests`` replace what was there; chunk ids that no manifest names any more become garbage. ``purge`` names
-    collections (and optionally one physical relation) to empty, except documents in ``manifests``; ``sweep`` names
-    ``(collection, epoch, snapshot)``: documents of the collection not seen since that resync and visible in its
-    snapshot are removed.
-    """
-
-    agent: str
-    checkpoint: Checkpoint
-    generation: int | None = None
-    manifests: Sequence[Manifest] = ()
-    dead_letters: Sequence[DeadLetter] = ()
-    resyncs: Sequence[Resync] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Resync:
     """One watermarked re-reading of a table (or of some keys), and how far it is.
 
@@ -131,6 +114,30 @@ class Resync:
     finished_at: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flip:
+    """One commit point: everything in it becomes true at once.
+
+    ``manifests`` replace what was there; chunk ids that no manifest names any more become garbage, and so do intents
+    that none names. A dead letter of a document whose manifest moves past it is settled. ``resyncs`` carry progress.
+    """
+
+    agent: str
+    checkpoint: Checkpoint
+    manifests: Sequence[Manifest] = ()
+    dead_letters: Sequence[DeadLetter] = ()
+    resyncs: Sequence[Resync] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewChunks:
+    """Chunks that one document needs new ids for."""
+
+    collection: str
+    document_id: str
+    count: int
+
+
 class Ledger(Protocol):
     """Durable on return, one writer at a time, safe to call from several threads."""
 
@@ -144,6 +151,10 @@ class Ledger(Protocol):
     def save_identity(self, identity: SourceIdentity) -> None: ...
     def collection_fingerprint(self, name: str) -> str | None: ...
     def save_collection(self, name: str, fingerprint: str) -> None: ...
+    def save_resync(self, resync: Resync) -> None:
+        """Record progress outside a flip (what was estimated, the snapshot of the beginning)."""
+        ...
+
 
     # The write protocol (docs/ARCHITECTURE.md).
     def checkpoint(self, agent: str) -> Checkpoint: ...
@@ -156,10 +167,13 @@ class Ledger(Protocol):
         """Live documents that no resync since ``epoch`` has seen."""
         ...
 
-    def begin_write(self, collection_counts: Mapping[str, Mapping[str, int]]) -> tuple[int, dict[tuple[str, str], list[str]]]:
-        """Transaction 1: allocate a generation number that is never reused, and record the ids as intents.
+    def begin_write(
+        self, new_chunks: Sequence[NewChunks], *, fingerprint: str, vectors: Mapping[bytes, bytes]
+    ) -> dict[tuple[str, str], list[str]]:
+        """Transaction 1: take a generation number that is never reused, and record the ids as intents.
 
-        Takes new chunks per document per collection; returns the number and the ids ``<document_id>#<g>.<n>``.
+        Returns the ids ``<document_id>#<g>.<n>`` by ``(collection, document_id)``. ``vectors`` (by text hash) go
+        to the cache in the same transaction.
         """
         ...
 
@@ -185,8 +199,10 @@ class Ledger(Protocol):
         ...
 
     # Vectors by content.
-    def cached_vectors(self, fingerprint: str, hashes: Iterable[bytes]) -> dict[bytes, bytes]: ...
-    def cache_vectors(self, fingerprint: str, vectors: Mapping[bytes, bytes]) -> None: ...
+    def cached_vectors(self, fingerprint: str, hashes: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Vectors by text hash, as far as they are remembered. Losing any costs time, never truth."""
+        ...
+
 
     # Dead letters.
     def dead_letters(self) -> list[DeadLetter]: ...
@@ -196,6 +212,9 @@ class Ledger(Protocol):
     # Resyncs.
     def start_resync(self, resync: Resync) -> Resync: ...
     def resyncs(self, *, running_only: bool = False) -> list[Resync]: ...
-    def prune_tombstones(self, snapshot: str) -> None: ...
+    def prune_tombstones(self, collection: str, *, below_xid: int) -> None:
+        """Forget deleted documents whose last transaction every future read will see."""
+        ...
+
 
     def close(self) -> None: ...

@@ -80,7 +80,10 @@ select
     has_schema_privilege(n.oid, 'usage') and has_table_privilege(m.oid, 'select') as may_select,
     row_security_active(m.oid) as hides_rows,
     a.oids as ancestor_oids,
-    a.schema_oids as ancestor_schema_oids
+    a.schema_oids as ancestor_schema_oids,
+    array(
+        select i.inhrelid::regclass::text from pg_inherits as i where i.inhparent = m.oid and c.relkind = 'r'
+    ) as children
 from members as m
 join pg_class as c on c.oid = m.oid
 join pg_namespace as n on n.oid = c.relnamespace
@@ -192,17 +195,5 @@ from pg_prepared_xacts as p
 order by age desc;
 
 -- wait_briefly --
--- For the replication connection. Creating a slot waits for writers under lock_timeout; statement_timeout never fires.
+-- For the replication connection, whose own commands (IDENTIFY_SYSTEM and its like) stand in preflight.py. Creating a slot waits for writers under lock_timeout; statement_timeout never fires.
 set lock_timeout = '2s';
-
--- identify --
--- The cheapest command that only a replication connection answers.
-IDENTIFY_SYSTEM;
-
--- try_slot --
--- Ends with its session. The old spelling of the option is the one that all versions take.
-CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL {plugin} NOEXPORT_SNAPSHOT;
-
--- drop_slot --
--- At once, so that the slot is free again before the daemon asks for it.
-DROP_REPLICATION_SLOT {slot};

@@ -1,0 +1,149 @@
+"""How transactions lie in a block of the stream: one MessagePack document, self-contained with its relations. Pure.
+
+Values stay the bytes that Postgres sent, so writing is cheap, bytes that are no text can be stored, and a reader
+decodes only the columns it looks at.
+
+Layout: ``[FORMAT, relations, transactions]``; a relation is ``[oid, root_oid, schema, name, identity, key, columns]``;
+a transaction is ``[xid, commit_lsn, commit_ts_us, end_lsn | nil, snapshot | nil, changes]``; a change is ``[op,
+relation index | -1, ordinal, before | nil, after | nil]``; UNCHANGED is ``false``.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from cdc_agent.errors import StreamError
+from cdc_agent.events import UNCHANGED, ChangeEvent, Column, Op, RawRow, Relation, Row, Transaction
+from cdc_agent.lsn import Lsn, Version
+
+__all__ = ["decode", "encode"]
+
+_FORMAT = 1
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+
+
+def encode(transactions: Iterable[Transaction]) -> bytes:
+    """Pack transactions (or parts of one) into a block."""
+    relations: dict[int, int] = {}
+    described: list[Any] = []
+    packed: list[Any] = []
+    for tx in transactions:
+        changes: list[Any] = []
+        for op, relation, ordinal, before, after in tx.changes:
+            if relation is None:
+                place = -1
+            else:
+                place = relations.get(id(relation), -1)
+                if place < 0:
+                    place = relations[id(relation)] = len(described)
+                    described.append(_describe(relation))
+            changes.append((op, place, ordinal, _marked(before), _marked(after)))
+        end = None if tx.end_lsn is None else int(tx.end_lsn)
+        packed.append((tx.xid, int(tx.commit_lsn), tx.commit_ts_us, end, tx.snapshot, changes))
+    return bytes(_encode((_FORMAT, described, packed)))
+
+
+def _marked(row: RawRow | None) -> Any:
+    """The row with UNCHANGED as false; the common row without any is passed as it is."""
+    if row is None or UNCHANGED not in row:
+        return row
+    return tuple(False if value is UNCHANGED else value for value in row)
+
+
+def _describe(relation: Relation) -> Any:
+    columns = [(c.name, c.type_oid) for c in relation.columns]
+    return (
+        relation.oid,
+        relation.root_oid,
+        relation.schema,
+        relation.name,
+        relation.replica_identity,
+        relation.key,
+        columns,
+    )
+
+
+class Block:
+    """One decoded block: its changes by place, and where commits end in it."""
+
+    __slots__ = ("_changes", "_ends", "_relations")
+
+    def __init__(self, data: bytes) -> None:
+        try:
+            version, relations, transactions = _decode(data)
+        except (msgspec.DecodeError, ValueError) as exc:
+            raise StreamError("a block of the stream is damaged", hint="stop, move the stream file away, resync") from exc
+        if version != _FORMAT:
+            raise StreamError(f"stream format {version} is unknown", hint="it was written by a newer cdc-agent")
+        self._relations = [_relation(r) for r in relations]
+        self._changes = [(tx, change) for tx in transactions for change in tx[5]]
+        self._ends = list(_commit_ends(transactions))
+
+    def __len__(self) -> int:
+        return len(self._changes)
+
+    def complete_lsn(self, stop: int) -> Lsn:
+        """The newest commit whose changes all stand before place ``stop``; 0 if none ends in this block by then."""
+        i = bisect.bisect_right(self._ends, stop, key=lambda end: end[0])
+        return Lsn(self._ends[i - 1][1]) if i else Lsn(0)
+
+    def events(self, start: int, stop: int, first_offset: int) -> Iterator[ChangeEvent]:
+        """Events at places ``start`` to ``stop``; the first of the block has ``first_offset``."""
+        for place in range(start, min(stop, len(self._changes))):
+            tx, change = self._changes[place]
+            yield self._event(tx, change, first_offset + place)
+
+    def _event(self, tx: Sequence[Any], change: Sequence[Any], offset: int) -> ChangeEvent:
+        xid, commit_lsn, commit_ts_us, _end, snapshot, _changes = tx
+        op, place, ordinal, before, after = change
+        relation = self._relations[place] if place >= 0 else None
+        return ChangeEvent(
+            op=Op(op),
+            version=Version(Lsn(commit_lsn), ordinal),
+            xid=xid,
+            commit_ts_us=commit_ts_us,
+            relation=relation,
+            before=_row(relation, before),
+            after=_row(relation, after),
+            offset=offset,
+            snapshot=snapshot,
+            message=(before[0].decode("utf-8", "replace"), before[1]) if op == Op.MESSAGE else None,
+        )
+
+
+def _commit_ends(transactions: Sequence[Any]) -> Iterator[tuple[int, int]]:
+    """``(places up to here, end_lsn)`` for each commit that ends in the block."""
+    place = 0
+    for tx in transactions:
+        place += len(tx[5])
+        if tx[3] is not None:
+            yield place, tx[3]
+
+
+def decode(data: bytes) -> Block:
+    """Unpack a block. Raises ``StreamError`` when it is damaged or of an unknown format."""
+    return Block(data)
+
+
+def _relation(packed: Sequence[Any]) -> Relation:
+    oid, root_oid, schema, name, identity, key, columns = packed
+    return Relation(
+        oid=oid,
+        root_oid=root_oid,
+        schema=schema,
+        name=name,
+        replica_identity=identity,
+        key=tuple(key),
+        columns=tuple(Column(name=c, type_oid=t) for c, t in columns),
+    )
+
+
+def _row(relation: Relation | None, packed: Sequence[Any] | None) -> Row | None:
+    if relation is None or packed is None:
+        return None
+    return Row(relation, tuple(UNCHANGED if value is False else value for value in packed))
