@@ -13,6 +13,7 @@
     ├── StreamError                the durable log between capture and agents
     │   └── StreamFull             configured bytes are used up                       retryable
     ├── LedgerError                the durable state of agents
+    │   └── LedgerFull             no space on its disk                              retryable
     ├── EmbeddingError             the model
     │   ├── EmbedderUnavailable    endpoint down, overloaded, rate limited            retryable
     │   └── PoisonText             one text that the model refuses
@@ -34,6 +35,7 @@ __all__ = [
     "EmbeddingError",
     "IdentityMismatch",
     "LedgerError",
+    "LedgerFull",
     "PoisonText",
     "PreflightError",
     "RenderError",
@@ -147,6 +149,12 @@ class StreamFull(StreamError):
 
 class LedgerError(CdcAgentError):
     """The ledger cannot be read or written."""
+
+
+class LedgerFull(LedgerError):
+    """The disk under the ledger is full; nothing was changed."""
+
+    retryable = True
 
 
 class EmbeddingError(CdcAgentError):

@@ -27,6 +27,7 @@ __all__ = [
     "Column",
     "Op",
     "RawRow",
+    "RawValue",
     "Relation",
     "Row",
     "SourceInfo",
@@ -154,7 +155,7 @@ class Transaction:
 
     ``end_lsn`` is set on the last part only: acknowledging it means "this commit is ours now". ``xid`` is the full
     64-bit transaction id. ``size_bytes`` estimates the memory held. ``snapshot`` is set when the changes are rows read
-    from the table: what that read could see.
+    from the table: what that read could see; ``resync_id`` names the resync that read them.
     """
 
     xid: int
@@ -164,6 +165,7 @@ class Transaction:
     end_lsn: Lsn | None = None
     size_bytes: int = 0
     snapshot: str | None = None
+    resync_id: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +199,7 @@ class ChangeEvent:
     after: Row | None = None
     offset: int = 0
     snapshot: str | None = None
+    resync_id: int = 0
     message: tuple[str, bytes] | None = None
 
     @property

@@ -4,7 +4,8 @@
 command line read a ``Config``; every other class takes plain arguments. ``docs/CONFIG.md`` is the reference.
 """
 
-from cdc_agent.config.loading import load, redacted_dsn
+from cdc_agent.config.dsn import redacted_dsn
+from cdc_agent.config.loading import load
 from cdc_agent.config.tree import (
     ChunkingConfig,
     CollectionConfig,
@@ -19,6 +20,7 @@ from cdc_agent.config.tree import (
     SourceConfig,
     StreamConfig,
     VectorStoreConfig,
+    is_loopback,
 )
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "SourceConfig",
     "StreamConfig",
     "VectorStoreConfig",
+    "is_loopback",
     "load",
     "redacted_dsn",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from cdc_agent.errors import ConfigError
 
-__all__ = ["Location", "Problem", "as_config_error", "key_path", "nearest", "problems_of", "wrong"]
+__all__ = ["Location", "Fault", "as_config_error", "key_path", "nearest", "faults_of", "wrong"]
 
 Location = tuple[str | int, ...]
 
@@ -29,11 +28,11 @@ _WORDS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One fault: ``location`` is the key, ``fault`` the rest of the sentence, ``hint`` the remedy."""
+class Fault:
+    """One fault: ``location`` is the key, ``text`` the rest of the sentence, ``hint`` the remedy."""
 
     location: Location
-    fault: str
+    text: str
     hint: str
 
 
@@ -55,25 +54,25 @@ def key_path(location: Location) -> str:
     return path
 
 
-def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
+def faults_of(error: ValidationError, root: type[BaseModel]) -> list[Fault]:
     """Every fault that pydantic found."""
-    return [_problem(details, root) for details in error.errors(include_url=False)]
+    return [_fault(details, root) for details in error.errors(include_url=False)]
 
 
-def as_config_error(problems: list[Problem], where: Mapping[Location, str], file: str) -> ConfigError:
+def as_config_error(faults: list[Fault], where: Mapping[Location, str], file: str) -> ConfigError:
     """One error for all faults. ``where`` names the places (file and line, or variable) of locations."""
-    sentences = [f"{_place(problem.location, where, file)}: {_sentence(problem)}" for problem in problems]
-    if len(problems) == 1:
-        return ConfigError(sentences[0], hint=problems[0].hint)
-    lines = [f"{s}\n      {p.hint}" if p.hint else s for s, p in zip(sentences, problems, strict=True)]
+    sentences = [f"{_place(fault.location, where, file)}: {_sentence(fault)}" for fault in faults]
+    if len(faults) == 1:
+        return ConfigError(sentences[0], hint=faults[0].hint)
+    lines = [f"{s} ({fault.hint})" if fault.hint else s for s, fault in zip(sentences, faults, strict=True)]
     return ConfigError(
-        f"{len(problems)} things are wrong in the configuration\n  - " + "\n  - ".join(lines),
+        f"{len(faults)} things are wrong in the configuration\n  - " + "\n  - ".join(lines),
         hint="each line names the key; docs/CONFIG.md lists every key",
     )
 
 
-def _sentence(problem: Problem) -> str:
-    return f"{key_path(problem.location)} {problem.fault}" if problem.location else problem.fault
+def _sentence(fault: Fault) -> str:
+    return f"{key_path(fault.location)} {fault.text}" if fault.location else fault.text
 
 
 def _place(location: Location, where: Mapping[Location, str], file: str) -> str:
@@ -84,28 +83,28 @@ def _place(location: Location, where: Mapping[Location, str], file: str) -> str:
     return file
 
 
-def _problem(details: ErrorDetails, root: type[BaseModel]) -> Problem:
+def _fault(details: ErrorDetails, root: type[BaseModel]) -> Fault:
     location = details["loc"]
     match details["type"]:
         case "wrong":
             context = details["ctx"]
             below = (context["key"],) if context["key"] else ()
-            return Problem(location=(*location, *below), fault=context["fault"], hint=context["hint"])
+            return Fault(location=(*location, *below), text=context["fault"], hint=context["hint"])
         case "extra_forbidden":
             return _unknown_key(location, root)
         case "missing":
-            return Problem(location=location, fault="is missing", hint=_how_to_set(location))
+            return Fault(location=location, text="is missing", hint=_how_to_set(location))
         case _:
             return _bad_value(details)
 
 
-def _unknown_key(location: Location, root: type[BaseModel]) -> Problem:
+def _unknown_key(location: Location, root: type[BaseModel]) -> Fault:
     known = list(_known_keys(root, location[:-1]))
     guess = nearest(str(location[-1]), known)
     section = key_path(location[:-1]) or "the top level"
-    return Problem(
+    return Fault(
         location=location,
-        fault="is not a known key" + (f"; did you mean {key_path((*location[:-1], guess))}?" if guess else ""),
+        text="is not a known key" + (f"; did you mean {key_path((*location[:-1], guess))}?" if guess else ""),
         hint=f"known keys of {section}: {', '.join(known)}",
     )
 
@@ -118,17 +117,17 @@ def _how_to_set(location: Location) -> str:
     return f"set {key_path(location)}{also} or the environment variable {variable}"
 
 
-def _bad_value(details: ErrorDetails) -> Problem:
-    fault = details["msg"]
+def _bad_value(details: ErrorDetails) -> Fault:
+    text = details["msg"]
     for pydantic_says, we_say in _WORDS.items():
-        if fault.startswith(pydantic_says):
-            fault = we_say + fault.removeprefix(pydantic_says)
+        if text.startswith(pydantic_says):
+            text = we_say + text.removeprefix(pydantic_says)
             break
     value = details.get("input")
     location = details["loc"]
     if isinstance(value, str | int | float | bool) and not _SECRET_KEYS & set(map(str, location)):
-        fault += f", not {_short(value)}"
-    return Problem(location=location, fault=fault, hint="docs/CONFIG.md says what this key takes")
+        text += f", not {_short(value)}"
+    return Fault(location=location, text=text, hint="docs/CONFIG.md says what this key takes")
 
 
 def _short(value: object) -> str:
@@ -145,6 +144,7 @@ def _known_keys(root: type[BaseModel], location: Location) -> Iterator[str]:
 
 def _model_in(annotation: Any) -> Any:
     """The model inside ``tuple[Model, ...]``, ``Model | None`` or ``Model``."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+    arguments = typing.get_args(annotation)
+    if not arguments:
         return annotation
-    return next(_model_in(inner) for inner in typing.get_args(annotation) if inner not in (..., type(None)))
+    return next(_model_in(inner) for inner in arguments if inner not in (..., type(None)))

@@ -7,16 +7,17 @@ a file but by name; ``loading`` reads them.
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from cdc_agent.config.dsn import is_conninfo, redacted_dsn
 from cdc_agent.config.problems import wrong
 from cdc_agent.config.table_name import parse_table
+from cdc_agent.documents.metadata import RESERVED_PREFIX
 
 if TYPE_CHECKING:
     from cdc_agent.documents.collection import CollectionSpec
@@ -28,19 +29,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 ENV_PREFIX = "CDC_AGENT_"
 ENV_DELIMITER = "__"
-#: Metadata keys that are ours in every record.
-RESERVED_PREFIX = "cdc_"
-_SECRET_PARAMETERS = ("password", "sslpassword", "sslkeylogfile", "oauth_client_secret")
-
-
-def redacted_dsn(dsn: str | Secret) -> str:
-    """A connection string fit for logs: every secret in it is ``***``."""
-    text = dsn.get_secret_value() if isinstance(dsn, SecretStr) else dsn
-    try:
-        parameters = conninfo_to_dict(text)
-    except psycopg.Error:
-        return "***"
-    return make_conninfo("", **{k: "***" if k in _SECRET_PARAMETERS else v for k, v in parameters.items()})
+_COLLECTION_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 
 
 def is_loopback(host: str) -> bool:
@@ -62,9 +51,9 @@ class SourceConfig(_Section):
     """Connection string of the database (URL or keywords); its role needs REPLICATION and SELECT. Required."""
     dsn_file: Path | None = None
     """File that holds the connection string, instead of `dsn`."""
-    slot_name: str = Field("cdc_agent", pattern=r"^[a-z0-9_]{1,63}$")
+    slot_name: str = Field(default="cdc_agent", pattern=r"^[a-z0-9_]{1,63}$")
     """Replication slot. One daemon per slot; a second one waits as its standby."""
-    publication_name: str = Field("cdc_agent", min_length=1, max_length=63)
+    publication_name: str = Field(default="cdc_agent", min_length=1, max_length=63)
     """Publication that names the tables (pgoutput only)."""
     plugin: Literal["pgoutput", "wal2json"] = "pgoutput"
     """Output plugin. pgoutput is built into Postgres; wal2json must be installed on the server."""
@@ -78,20 +67,17 @@ class SourceConfig(_Section):
     @field_validator("dsn")
     @classmethod
     def _is_conninfo(cls, dsn: Secret) -> Secret:
-        try:
-            conninfo_to_dict(dsn.get_secret_value())
-        except psycopg.Error:
-            # libpq's own message may quote a part of the string, so it is not repeated.
+        if not is_conninfo(dsn.get_secret_value()):
             raise wrong(
                 "is not a Postgres connection string",
                 hint="write postgresql://user:password@host:5432/dbname (percent-encode special characters) "
                 "or host=... dbname=... user=...",
-            ) from None
+            )
         return dsn
 
     @property
     def redacted_dsn(self) -> str:
-        return redacted_dsn(self.dsn)
+        return redacted_dsn(self.dsn.get_secret_value())
 
 
 class StreamConfig(_Section):
@@ -99,9 +85,9 @@ class StreamConfig(_Section):
     """Where the durable log of changes lives."""
     path: Path | None = None
     """File of the stream. Default: `stream.sqlite` in `state_dir`."""
-    max_bytes: int = Field(4 * 1024**3, ge=1024**2)
+    max_bytes: int = Field(default=4 * 1024**3, ge=1024**2)
     """Most bytes of entries; when they are used up capture waits, and the server keeps its WAL."""
-    retention_h: float = Field(24.0, ge=0, allow_inf_nan=False)
+    retention_h: float = Field(default=24.0, ge=0, allow_inf_nan=False)
     """Hours that entries stay after every agent has read them."""
 
 
@@ -110,38 +96,37 @@ class LedgerConfig(_Section):
     """Where the durable state of agents lives."""
     path: Path | None = None
     """File of the ledger. Default: `ledger.sqlite` in `state_dir`."""
-    embedding_cache_bytes: int = Field(1024**3, ge=0)
+    embedding_cache_bytes: int = Field(default=256 * 1024**2, ge=0)
     """Most bytes of vectors kept by content, so that a text seen before is not embedded again; 0 keeps none."""
 
 
 class EmbeddingConfig(_Section):
     backend: Literal["sentence-transformers", "openai", "hashing"] = "sentence-transformers"
     """sentence-transformers (in this process), openai (any OpenAI-compatible endpoint), hashing (tests only)."""
-    model: str = Field("sentence-transformers/all-MiniLM-L6-v2", min_length=1)
+    model: str = Field(default="all-MiniLM-L6-v2", min_length=1)
     """Name of the model, or the folder that holds it. Required with backend openai."""
-    device: str | None = None
-    """torch device such as `cpu`, `cuda` or `mps`. Default: the best one there is."""
-    batch_tokens: int = Field(8192, ge=1)
-    """Most tokens in one batch of texts, padding included."""
-    url: str | None = Field(None, pattern=r"^https?://")
-    """Base URL of the endpoint (openai only). Default: https://api.openai.com/v1."""
+    device: str = Field(default="cpu", min_length=1)
+    """torch device such as `cpu`, `cuda` or `mps` (sentence-transformers only)."""
+    batch_tokens: int = Field(default=1600, ge=1)
+    """Most tokens in one batch, padding included (sentence-transformers only); more pays on a GPU."""
+    url: str | None = Field(default=None, pattern=r"^https?://")
+    """Base URL of the endpoint, such as `https://api.openai.com/v1`. Required with backend openai."""
     api_key: Secret | None = None
     """Key for the endpoint (openai only)."""
     api_key_file: Path | None = None
     """File that holds the key, instead of `api_key`."""
-    dimensions: int | None = Field(None, ge=1, le=65535)
-    """Length of the vectors. Default: what the model says."""
-    max_tokens: int | None = Field(None, ge=1)
-    """Most tokens of one text. Default: what the model says."""
-    timeout_s: Seconds = 60.0
+    dimensions: int | None = Field(default=None, ge=1, le=65535)
+    """Length of the vectors to ask for (openai, hashing). Default: what the model gives."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of one text (openai, hashing). Default: what the backend knows."""
+    timeout_s: Seconds = 30.0
     """Seconds to wait for one answer of the endpoint (openai only)."""
 
     @model_validator(mode="after")
-    def _openai_names_its_model(self) -> Self:
-        if self.backend == "openai" and "model" not in self.model_fields_set:
-            raise wrong(
-                "is missing", key="model", hint="backend openai has no default model; set one your endpoint serves"
-            )
+    def _openai_names_url_and_model(self) -> Self:
+        for key in ("url", "model"):
+            if self.backend == "openai" and (key not in self.model_fields_set or getattr(self, key) is None):
+                raise wrong("is missing", key=key, hint=f"backend openai has no default for it: set embedding.{key}")
         return self
 
 
@@ -152,7 +137,7 @@ class VectorStoreConfig(_Section):
     """managed (the daemon runs Chroma's server), server (yours, at host and port), embedded (nobody else can read)."""
     path: Path | None = None
     """Folder of the store (managed and embedded). Default: `chroma` in `state_dir`."""
-    host: str = Field("127.0.0.1", min_length=1)
+    host: str = Field(default="127.0.0.1", min_length=1)
     """Address of Chroma's server. With mode managed a loopback address, because Chroma has no authentication."""
     port: Port = 8900
     """Port of Chroma's server."""
@@ -171,9 +156,9 @@ class VectorStoreConfig(_Section):
 
 
 class ChunkingConfig(_Section):
-    max_tokens: int = Field(256, ge=8)
+    max_tokens: int = Field(default=256, ge=8)
     """Most tokens of one chunk, by the model's own tokenizer."""
-    overlap_tokens: int = Field(0, ge=0)
+    overlap_tokens: int = Field(default=0, ge=0)
     """Tokens that a chunk repeats from the one before it."""
 
     @model_validator(mode="after")
@@ -188,7 +173,7 @@ class ChunkingConfig(_Section):
 
 
 class CollectionConfig(_Section):
-    name: str = Field(pattern=r"^[a-zA-Z0-9](?:[a-zA-Z0-9._-]{1,510})[a-zA-Z0-9]$")
+    name: str
     """Name of the collection in the store: 3-512 of `[a-zA-Z0-9._-]`, a letter or digit at both ends. Required."""
     table: str
     """Table of the documents, `schema.table` or `table` (then `public`); quote names that contain a dot. Required."""
@@ -200,6 +185,16 @@ class CollectionConfig(_Section):
     """SQL predicate on a row; rows that do not satisfy it are not in the index. Default: every row."""
     chunking: ChunkingConfig = ChunkingConfig()
     """How the text is cut."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_collection_name(cls, name: str) -> str:
+        if not _COLLECTION_NAME.fullmatch(name):
+            raise wrong(
+                f"{name!r} cannot be the name of a collection in Chroma",
+                hint="use 3 to 512 of a-z A-Z 0-9 . _ - and begin and end with a letter or digit",
+            )
+        return name
 
     @field_validator("table")
     @classmethod
@@ -213,7 +208,7 @@ class CollectionConfig(_Section):
         for column in columns:
             if column.startswith(RESERVED_PREFIX):
                 raise wrong(
-                    f"{column!r} starts with cdc_, which is reserved",
+                    f"{column!r} starts with {RESERVED_PREFIX}, which is reserved",
                     hint="leave the column out, or expose it under another name with a generated column",
                 )
         if len(set(columns)) != len(columns):
@@ -227,7 +222,7 @@ class CollectionConfig(_Section):
 
 
 class ResyncConfig(_Section):
-    rows_per_chunk: int = Field(1000, ge=1, le=100_000)
+    rows_per_chunk: int = Field(default=1000, ge=1, le=100_000)
     """Rows that one SELECT of a resync reads."""
 
 
@@ -236,7 +231,7 @@ class RetryConfig(_Section):
     """Seconds before the second attempt; doubles from there."""
     maximum_s: Seconds = 60.0
     """Most seconds between two attempts."""
-    max_attempts: int = Field(3, ge=1)
+    max_attempts: int = Field(default=3, ge=1)
     """Attempts at one document before it is parked as a dead letter. Outages are retried for ever."""
 
     @model_validator(mode="after")
@@ -247,7 +242,7 @@ class RetryConfig(_Section):
 
 
 class HttpConfig(_Section):
-    host: str = Field("127.0.0.1", min_length=1)
+    host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on. Anything but a loopback address needs `tokens_file`."""
     port: Port = 8765
     """Port to listen on."""

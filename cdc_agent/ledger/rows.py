@@ -32,7 +32,7 @@ def identity_row(i: SourceIdentity) -> tuple[Any, ...]:
 
 
 def manifest(collection: str, document_id: str, row: Sequence[Any]) -> Manifest:
-    commit_lsn, ordinal, xid, relation_oid, chunks, metadata_hash, snapshot, epoch, deleted = row
+    commit_lsn, ordinal, xid, relation_oid, chunks, column_hashes, metadata_hash, snapshot, epoch, deleted = row
     return Manifest(
         collection=collection,
         document_id=document_id,
@@ -40,6 +40,7 @@ def manifest(collection: str, document_id: str, row: Sequence[Any]) -> Manifest:
         xid=xid,
         relation_oid=relation_oid,
         chunks=tuple(ChunkRef(chunk_id, text_hash) for chunk_id, text_hash in _unpack(chunks)),
+        column_hashes=column_hashes,
         metadata_hash=metadata_hash,
         snapshot=snapshot,
         epoch=epoch,
@@ -57,6 +58,7 @@ def manifest_row(m: Manifest) -> tuple[Any, ...]:
         m.relation_oid,
         _pack([(chunk.id, chunk.text_hash) for chunk in m.chunks]),
         len(m.chunks),
+        m.column_hashes,
         m.metadata_hash,
         m.snapshot,
         m.epoch,

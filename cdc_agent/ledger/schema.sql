@@ -31,16 +31,18 @@ create table if not exists manifest (
     relation_oid  integer not null,
     chunks        blob    not null,
     chunk_count   integer not null,
+    column_hashes blob    not null,
     metadata_hash blob    not null,
     snapshot      text,
     epoch         integer not null,
     deleted       integer not null,
     primary key (collection, document_id)
 ) without rowid;
--- Ids that are being written to the store; after a crash they may be there or not, or land later.
+-- Ids that are being written to the store; after a crash the write may be there or not, or land later.
 create table if not exists intent (
     collection text not null,
     chunk_id   text not null,
+    generation integer not null,
     primary key (collection, chunk_id)
 ) without rowid;
 -- Ids to delete from the store.
@@ -113,11 +115,11 @@ insert into checkpoint values (?, ?, ?) on conflict (agent) do update set
     applied_lsn = max(applied_lsn, excluded.applied_lsn)
 
 -- load_manifest --
-select commit_lsn, ordinal, xid, relation_oid, chunks, metadata_hash, snapshot, epoch, deleted
+select commit_lsn, ordinal, xid, relation_oid, chunks, column_hashes, metadata_hash, snapshot, epoch, deleted
 from manifest where collection = ? and document_id = ?
 
 -- save_manifest --
-insert or replace into manifest values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+insert or replace into manifest values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- documents --
 select document_id from manifest
@@ -133,13 +135,13 @@ select count(*), coalesce(sum(chunk_count), 0) from manifest where collection = 
 delete from manifest where collection = ? and deleted = 1 and xid < ?
 
 -- insert_intent --
-insert into intent values (?, ?)
+insert or replace into intent values (?, ?, ?)
 
 -- intents --
-select collection, chunk_id from intent
+select collection, chunk_id from intent where ?1 is null or generation <= ?1
 
 -- clear_intents --
-delete from intent
+delete from intent where generation <= ?
 
 -- has_intent --
 select 1 from intent where collection = ? and chunk_id = ?

@@ -10,10 +10,11 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cdc_agent import queries
-from cdc_agent.errors import LedgerError
+from cdc_agent.errors import LedgerError, LedgerFull
 from cdc_agent.ledger import rows
 from cdc_agent.ledger.base import (
     Checkpoint,
@@ -101,17 +102,26 @@ class SqliteLedger:
         return list(self.manifests(collection, ids).values())
 
     def begin_write(
-        self, new_chunks: Sequence[NewChunks], *, fingerprint: str, vectors: Mapping[bytes, bytes]
-    ) -> dict[tuple[str, str], list[str]]:
+        self,
+        new_chunks: Sequence[NewChunks],
+        *,
+        touched: Sequence[tuple[str, str]] = (),
+        fingerprint: str = "",
+        vectors: Mapping[bytes, bytes] = MappingProxyType({}),
+    ) -> tuple[int, dict[tuple[str, str], list[str]]]:
         with self._transaction() as tx:
             generation = tx.execute(_SQL["next_generation"]).fetchone()[0]
             ids = {
                 (new.collection, new.document_id): [f"{new.document_id}#{generation}.{n}" for n in range(new.count)]
                 for new in new_chunks
             }
-            tx.executemany(_SQL["insert_intent"], [(c, i) for (c, _), chunk_ids in ids.items() for i in chunk_ids])
+            written = [(c, i) for (c, _), chunk_ids in ids.items() for i in chunk_ids]
+            tx.executemany(_SQL["insert_intent"], [(c, i, generation) for c, i in (*written, *touched)])
             self._remember(tx, fingerprint, vectors)
-        return ids
+        return generation, ids
+
+    def intents(self) -> list[tuple[str, str]]:
+        return [(row[0], row[1]) for row in self._all(_SQL["intents"], (None,))]
 
     def flip(self, flip: Flip) -> None:
         deltas: dict[str, tuple[int, int]] = {}
@@ -122,14 +132,22 @@ class SqliteLedger:
                 garbage += self._replace(tx, manifest, deltas)
                 named.update((manifest.collection, chunk.id) for chunk in manifest.chunks)
                 tx.execute(_SQL["settle"], rows.settled(flip.agent, manifest))
-            garbage += [i for i in tx.execute(_SQL["intents"]).fetchall() if tuple(i) not in named]
-            tx.execute(_SQL["clear_intents"])
+            strays = [i for i in tx.execute(_SQL["intents"], (flip.generation,)) if tuple(i) not in named]
+            garbage += [i for i in strays if not self._names(tx, *i)]
+            tx.execute(_SQL["clear_intents"], (flip.generation,))
             tx.executemany(_SQL["insert_garbage"], garbage)
             tx.executemany(_SQL["park"], [rows.dead_letter_row(letter) for letter in flip.dead_letters])
             tx.executemany(_SQL["save_resync"], [rows.resync_progress(r) for r in flip.resyncs])
             checkpoint = flip.checkpoint
             tx.execute(_SQL["save_checkpoint"], (flip.agent, checkpoint.offset, int(checkpoint.applied_lsn)))
         self._count(deltas)
+
+    def _names(self, tx: sqlite3.Connection, collection: str, chunk_id: str) -> bool:
+        """Whether a manifest names the chunk (an intent to change only its metadata, of an earlier life)."""
+        document_id = chunk_id.rpartition("#")[0]
+        row = tx.execute(_SQL["load_manifest"], (collection, document_id)).fetchone()
+        chunks = rows.manifest(collection, document_id, row).chunks if row else ()
+        return any(chunk.id == chunk_id for chunk in chunks)
 
     def _replace(
         self, tx: sqlite3.Connection, manifest: Manifest, deltas: dict[str, tuple[int, int]]
@@ -162,13 +180,11 @@ class SqliteLedger:
         return {chunk.id for manifest in manifests for chunk in manifest.chunks} & wanted
 
     def known(self, collection: str, chunk_ids: Iterable[str]) -> set[str]:
+        # Ids move from intent to manifest to garbage; asked in this order none can slip through in between.
         wanted = set(chunk_ids)
-        found = self.live(collection, wanted)
-        for chunk_id in wanted - found:
-            place = (collection, chunk_id)
-            if self._one(_SQL["has_intent"], place) or self._one(_SQL["has_garbage"], place):
-                found.add(chunk_id)
-        return found
+        found = {i for i in wanted if self._one(_SQL["has_intent"], (collection, i))}
+        found |= self.live(collection, wanted - found)
+        return found | {i for i in wanted - found if self._one(_SQL["has_garbage"], (collection, i))}
 
     def counts(self, collection: str) -> tuple[int, int]:
         with self._read_lock:
@@ -238,17 +254,19 @@ class SqliteLedger:
             self._writer.execute("begin immediate")
             try:
                 yield self._writer
-            except BaseException:
-                self._writer.execute("rollback")
-                raise
-            self._writer.execute("commit")
+                self._writer.execute("commit")
+            finally:
+                if self._writer.in_transaction:
+                    self._writer.execute("rollback")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as exc:
-            raise LedgerError(f"the ledger failed: {exc}", hint="is the disk full or the file damaged?") from exc
+            if exc.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise LedgerFull("the disk under the ledger is full", hint="free space; work goes on by itself") from exc
+            raise LedgerError(f"the ledger failed: {exc}", hint="check the file and its disk") from exc
 
     def _one(self, statement: str, params: Sequence[Any] = ()) -> Any:
         with self._read_lock, self._translated():

@@ -48,7 +48,6 @@ select
     s.database::text as database,
     s.active_pid,
     s.wal_status,
-    s.confirmed_flush_lsn::text as confirmed_flush_lsn,
     to_jsonb(s) ->> 'invalidation_reason' as invalidation_reason
 from pg_replication_slots as s
 where s.slot_name = %(slot)s;
@@ -83,7 +82,14 @@ select
     a.schema_oids as ancestor_schema_oids,
     array(
         select i.inhrelid::regclass::text from pg_inherits as i where i.inhparent = m.oid and c.relkind = 'r'
-    ) as children
+    ) as children,
+    (select i.inhparent::regclass::text from pg_inherits as i where i.inhrelid = m.oid limit 1) as parent,
+    array(
+        select k.attname::text
+        from pg_partitioned_table as p
+        join pg_attribute as k on k.attrelid = p.partrelid and k.attnum = any(p.partattrs::int2[])
+        where p.partrelid = m.oid
+    ) as partition_columns
 from members as m
 join pg_class as c on c.oid = m.oid
 join pg_namespace as n on n.oid = c.relnamespace
@@ -152,6 +158,8 @@ select
     p.pubdelete as deletes,
     p.pubtruncate as truncates,
     p.pubviaroot as via_root,
+    coalesce(to_jsonb(p) ->> 'pubgencols', 'n') = 's' as sends_generated,
+    pg_has_role(p.pubowner, 'usage') as is_ours,
     array(
         select r.prrelid from pg_publication_rel as r
         where r.prpubid = p.oid and coalesce(to_jsonb(r) ->> 'prexcept', 'false') = 'false'

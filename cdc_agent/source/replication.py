@@ -34,6 +34,8 @@ _XLOGDATA_TAG, _KEEPALIVE_TAG = ord("w"), ord("k")
 
 #: Bytes taken from the socket before decoded transactions are handed over, so that hand-over keeps pace.
 _HANDOVER_BYTES = 4 << 20
+#: Progress is reported this often at most.
+_REPORT_INTERVAL_S = 1.0
 #: Status updates without any sign of life from the server before the connection counts as dead.
 _SILENT_INTERVALS = 3
 
@@ -120,7 +122,10 @@ class ReplicationFeed:
         self.received_lsn = Lsn(0)
         #: The server has sent everything up to here; valid to acknowledge once all that was handed over is durable.
         self.idle_lsn = Lsn(0)
+        #: Keepalives seen; tells whether a question was answered.
+        self.keepalives = 0
         self._flushed_lsn = Lsn(0)
+        self._reported_lsn = Lsn(0)
         self._last_status = 0.0
         self._unanswered = 0
 
@@ -238,6 +243,7 @@ class ReplicationFeed:
         wal_end, _ts, reply_requested = _KEEPALIVE(data, 1)
         self.received_lsn = max(self.received_lsn, Lsn(wal_end))
         self.idle_lsn = max(self.idle_lsn, Lsn(wal_end))
+        self.keepalives += 1
         if reply_requested:
             self._send_status()
 
@@ -260,7 +266,10 @@ class ReplicationFeed:
     # -- status updates ---------------------------------------------------------------------------------------
 
     def _status_if_due(self, *, reading: bool = True) -> None:
-        if self._clock() - self._last_status < self._status_interval_s:
+        since = self._clock() - self._last_status
+        if since < self._status_interval_s:
+            if self._flushed_lsn > self._reported_lsn and since >= _REPORT_INTERVAL_S:
+                self._send_status()
             return
         if reading and self._unanswered >= _SILENT_INTERVALS:
             raise SourceUnavailable(
@@ -282,6 +291,7 @@ class ReplicationFeed:
             self._flush(pgconn)
         except psycopg.Error as exc:
             raise classify(exc) from exc
+        self._reported_lsn = flushed
         self._last_status = self._clock()
 
     def _flush(self, pgconn: Any) -> None:

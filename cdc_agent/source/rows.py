@@ -70,6 +70,11 @@ class SqlRowReader:
         assert row is not None
         return Lsn.parse(row[0])
 
+    def estimated_rows(self, table: str) -> int:
+        """The planner's estimate; good enough for a progress bar."""
+        with self._lock:
+            return self._catalog.estimated_rows(self._tables[table])
+
     def close(self) -> None:
         with self._lock:
             if self._connection is not None:

@@ -4,7 +4,7 @@ Values stay the bytes that Postgres sent, so writing is cheap, bytes that are no
 decodes only the columns it looks at.
 
 Layout: ``[FORMAT, relations, transactions]``; a relation is ``[oid, root_oid, schema, name, identity, key, columns]``;
-a transaction is ``[xid, commit_lsn, commit_ts_us, end_lsn | nil, snapshot | nil, changes]``; a change is ``[op,
+a transaction is ``[xid, commit_lsn, commit_ts_us, end_lsn | nil, snapshot | nil, resync id, changes]``; a change is ``[op,
 relation index | -1, ordinal, before | nil, after | nil]``; UNCHANGED is ``false``.
 """
 
@@ -44,7 +44,7 @@ def encode(transactions: Iterable[Transaction]) -> bytes:
                     described.append(_describe(relation))
             changes.append((op, place, ordinal, _marked(before), _marked(after)))
         end = None if tx.end_lsn is None else int(tx.end_lsn)
-        packed.append((tx.xid, int(tx.commit_lsn), tx.commit_ts_us, end, tx.snapshot, changes))
+        packed.append((tx.xid, int(tx.commit_lsn), tx.commit_ts_us, end, tx.snapshot, tx.resync_id, changes))
     return bytes(_encode((_FORMAT, described, packed)))
 
 
@@ -81,7 +81,7 @@ class Block:
         if version != _FORMAT:
             raise StreamError(f"stream format {version} is unknown", hint="it was written by a newer cdc-agent")
         self._relations = [_relation(r) for r in relations]
-        self._changes = [(tx, change) for tx in transactions for change in tx[5]]
+        self._changes = [(tx, change) for tx in transactions for change in tx[6]]
         self._ends = list(_commit_ends(transactions))
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ class Block:
             yield self._event(tx, change, first_offset + place)
 
     def _event(self, tx: Sequence[Any], change: Sequence[Any], offset: int) -> ChangeEvent:
-        xid, commit_lsn, commit_ts_us, _end, snapshot, _changes = tx
+        xid, commit_lsn, commit_ts_us, _end, snapshot, resync_id, _changes = tx
         op, place, ordinal, before, after = change
         relation = self._relations[place] if place >= 0 else None
         return ChangeEvent(
@@ -112,6 +112,7 @@ class Block:
             after=_row(relation, after),
             offset=offset,
             snapshot=snapshot,
+            resync_id=resync_id,
             message=(before[0].decode("utf-8", "replace"), before[1]) if op == Op.MESSAGE else None,
         )
 
@@ -120,7 +121,7 @@ def _commit_ends(transactions: Sequence[Any]) -> Iterator[tuple[int, int]]:
     """``(places up to here, end_lsn)`` for each commit that ends in the block."""
     place = 0
     for tx in transactions:
-        place += len(tx[5])
+        place += len(tx[6])
         if tx[3] is not None:
             yield place, tx[3]
 

@@ -93,7 +93,9 @@ class SqliteStream:
                 place = (partial.commit_lsn, partial.ordinal) if partial else (None, None)
                 self._writer.execute(_SQL["save_position"], (position.captured_lsn, *place, head))
         except sqlite3.Error as exc:
-            raise StreamError(f"the stream cannot be written: {exc}", hint="is the disk full?") from exc
+            if exc.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise StreamFull("the disk under the stream is full", hint="free space; reading goes on by itself") from exc
+            raise StreamError(f"the stream cannot be written: {exc}", hint="check the file and its disk") from exc
         self._size += sum(len(payload) for _, payload in blocks)
         return head
 
@@ -213,7 +215,12 @@ class _transaction:  # noqa: N801 (reads as a statement)
         self._connection.execute("begin immediate")
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self._connection.execute("commit" if kind is None else "rollback")
+        try:
+            if kind is None:
+                self._connection.execute("commit")
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("rollback")
 
 
 def _after(position: Position, fresh: Sequence[Transaction], captured_lsn: Lsn | None) -> Position:

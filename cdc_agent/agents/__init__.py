@@ -1,0 +1,1 @@
+"""Consumers of the stream. The indexer is the first one."""

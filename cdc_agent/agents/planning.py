@@ -1,0 +1,292 @@
+"""Decides what one document needs: nothing, a metadata write, some chunks, or removal. Pure.
+
+Text is compared by hash, so a row that was touched, rewritten with the same words or moved in time costs nothing.
+When Postgres left out a long value because it did not change, the hashes of the other text columns tell whether the
+text can have changed at all; only if they cannot tell must the row be read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import orjson
+
+from cdc_agent.agents.folding import Pending
+from cdc_agent.documents.collection import CollectionSpec
+from cdc_agent.documents.diff import diff_chunks
+from cdc_agent.documents.metadata import metadata_value, reserved_metadata
+from cdc_agent.documents.model import MetadataValue, text_hash
+from cdc_agent.errors import RenderError
+from cdc_agent.events import UNCHANGED, Row
+from cdc_agent.ledger.base import ChunkRef, Manifest
+
+__all__ = ["Collection", "Plan", "needs_row", "plan"]
+
+#: Bytes of one text column's hash in a manifest.
+_COLUMN_HASH_BYTES = 8
+#: Stands in a manifest for a text column whose value was not known when it was written.
+_UNKNOWN = b"\x00" * _COLUMN_HASH_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collection:
+    """One configured collection with its chunker. ``table`` is the configured name, part of document ids."""
+
+    spec: CollectionSpec
+    chunk: Callable[[str], list[str]]
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def table(self) -> str:
+        return self.spec.qualified_table
+
+
+@dataclass(slots=True, kw_only=True)
+class Plan:
+    """What will be written for one document.
+
+    ``texts`` are all chunk texts in order, ``kept`` maps positions to ids that stay, ``new`` lists the others. For a
+    removal all three are empty. ``metadata`` is what every new chunk carries; ``moved`` are kept chunks that need only
+    a metadata write, with the keys to write.
+    """
+
+    collection: str
+    pending: Pending
+    deleted: bool = False
+    texts: Sequence[str] = ()
+    hashes: Sequence[bytes] = ()
+    kept: Mapping[int, str] = field(default_factory=dict)
+    new: Sequence[int] = ()
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+    moved: Mapping[str, Mapping[str, MetadataValue]] = field(default_factory=dict)
+    metadata_hash: bytes = b""
+    column_hashes: bytes = b""
+
+    @property
+    def writes(self) -> bool:
+        """Whether the store is involved at all."""
+        return bool(self.new or self.moved)
+
+    def manifest(self, new_ids: Sequence[str]) -> Manifest:
+        """The manifest once the new chunks have ids."""
+        ids = dict(self.kept)
+        ids.update(zip(self.new, new_ids, strict=True))
+        p = self.pending
+        return Manifest(
+            collection=self.collection,
+            document_id=p.document_id,
+            version=p.version,
+            xid=p.xid,
+            relation_oid=p.relation_oid,
+            chunks=tuple(ChunkRef(ids[i], digest) for i, digest in enumerate(self.hashes)),
+            column_hashes=self.column_hashes,
+            metadata_hash=self.metadata_hash,
+            snapshot=p.snapshot,
+            epoch=p.epoch,
+            deleted=self.deleted,
+        )
+
+
+def needs_row(collection: Collection, pending: Pending, *, tainted: bool) -> bool:
+    """Whether the row must be read again because the log did not carry a value that the document depends on.
+
+    ``tainted`` forces a whole rendering (see ``writing``).
+    """
+    row = pending.row
+    if row is None or not pending.touched:
+        return False
+    spec = collection.spec
+    missing = {name for name in spec.needed_columns if _raw(row, name) is UNCHANGED}
+    if not missing:
+        return False
+    beyond_text = missing - set(spec.text_columns) or missing & set(spec.metadata) or missing & _predicate(spec)
+    return tainted or bool(beyond_text) or not _text_unchanged(collection, pending, row)
+
+
+def plan(collection: Collection, pending: Pending, *, tainted: frozenset[str] = frozenset()) -> Plan:
+    """Plan one document whose row carries what ``needs_row`` asked for.
+
+    Chunk ids in ``tainted`` are not kept: a write to them may still be under way. Raises ``RenderError``.
+    """
+    row = pending.row
+    if not pending.touched:
+        return _untouched(collection, pending)
+    if row is None or not _matches(collection, row):
+        return Plan(collection=collection.name, pending=pending, deleted=True)
+    hashes = _column_hashes(collection, row)
+    metadata = _metadata(collection, row)
+    metadata_hash = _hash_of(metadata)
+    if any(_raw(row, name) is UNCHANGED for name in collection.spec.text_columns):
+        return _same_text(collection, pending, metadata, metadata_hash)
+    texts = collection.chunk(collection.spec.render(row, pending.document_id).text)
+    return _new_text(collection, pending, texts, metadata, metadata_hash, hashes, tainted)
+
+
+def _untouched(collection: Collection, pending: Pending) -> Plan:
+    """Only the bookkeeping moved."""
+    base = pending.base
+    if base is None:
+        return Plan(collection=collection.name, pending=pending, deleted=True)
+    return Plan(
+        collection=collection.name,
+        pending=pending,
+        deleted=base.deleted,
+        hashes=[chunk.text_hash for chunk in base.chunks],
+        kept={i: chunk.id for i, chunk in enumerate(base.chunks)},
+        metadata_hash=base.metadata_hash,
+        column_hashes=base.column_hashes,
+    )
+
+
+def _same_text(
+    collection: Collection, pending: Pending, metadata: Mapping[str, MetadataValue], metadata_hash: bytes
+) -> Plan:
+    """The text cannot have changed; at most the metadata did."""
+    base = pending.base
+    assert base is not None
+    moved = {}
+    if metadata_hash != base.metadata_hash:
+        moved = {c.id: _chunk_metadata(collection, pending, metadata, i) for i, c in enumerate(base.chunks)}
+    return Plan(
+        collection=collection.name,
+        pending=pending,
+        hashes=[chunk.text_hash for chunk in base.chunks],
+        kept={i: chunk.id for i, chunk in enumerate(base.chunks)},
+        metadata=metadata,
+        moved=moved,
+        metadata_hash=metadata_hash,
+        column_hashes=base.column_hashes,
+    )
+
+
+def _new_text(
+    collection: Collection,
+    pending: Pending,
+    texts: Sequence[str],
+    metadata: Mapping[str, MetadataValue],
+    metadata_hash: bytes,
+    column_hashes: bytes,
+    tainted: frozenset[str],
+) -> Plan:
+    base = pending.base if pending.was_live else None
+    old = [(c.id, c.text_hash) for c in base.chunks if c.id not in tainted] if base else []
+    diff = diff_chunks(old, texts)
+    places = {c.id: i for i, c in enumerate(base.chunks)} if base else {}
+    same_metadata = base is not None and base.metadata_hash == metadata_hash
+    moved = {}
+    for position, chunk_id in diff.kept.items():
+        if not same_metadata:
+            moved[chunk_id] = _chunk_metadata(collection, pending, metadata, position)
+        elif places[chunk_id] != position:
+            moved[chunk_id] = _reserved(collection, pending, position)
+    return Plan(
+        collection=collection.name,
+        pending=pending,
+        texts=texts,
+        hashes=[text_hash(text) for text in texts],
+        kept=diff.kept,
+        new=diff.new,
+        metadata=metadata,
+        moved=moved,
+        metadata_hash=metadata_hash,
+        column_hashes=column_hashes,
+    )
+
+
+def chunk_metadata(collection: Collection, made: Plan, position: int) -> dict[str, MetadataValue]:
+    """Everything that a new chunk at ``position`` carries."""
+    return _chunk_metadata(collection, made.pending, made.metadata, position)
+
+
+def _chunk_metadata(
+    collection: Collection, pending: Pending, metadata: Mapping[str, MetadataValue], position: int
+) -> dict[str, MetadataValue]:
+    return {**metadata, **_reserved(collection, pending, position)}
+
+
+def _reserved(collection: Collection, pending: Pending, position: int) -> dict[str, MetadataValue]:
+    return dict(
+        reserved_metadata(
+            document_id=pending.document_id,
+            table=collection.table,
+            position=position,
+            commit_lsn=pending.version.commit_lsn,
+            commit_ts_us=pending.commit_ts_us,
+        )
+    )
+
+
+def _metadata(collection: Collection, row: Row) -> dict[str, MetadataValue]:
+    values: dict[str, MetadataValue] = {}
+    for name in collection.spec.metadata:
+        try:
+            values[name] = metadata_value(row[name])
+        except KeyError:
+            raise RenderError(
+                f"column {name} of {collection.table} is gone", hint="correct `collections[].metadata`"
+            ) from None
+        except UnicodeDecodeError as exc:
+            raise RenderError(f"column {name} holds bytes that are no UTF-8", hint="mend the row") from exc
+    return values
+
+
+def _hash_of(metadata: Mapping[str, MetadataValue]) -> bytes:
+    return hashlib.blake2b(orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+
+
+def _matches(collection: Collection, row: Row) -> bool:
+    predicate = collection.spec.predicate
+    if predicate is None:
+        return True
+    try:
+        return predicate.matches(row)
+    except (KeyError, UnicodeDecodeError) as exc:
+        raise RenderError(f"`where` of {collection.name} cannot be decided: {exc}", hint="correct it or the row") from exc
+
+
+def _predicate(spec: CollectionSpec) -> frozenset[str]:
+    return frozenset(spec.predicate.columns) if spec.predicate is not None else frozenset()
+
+
+def _column_hashes(collection: Collection, row: Row) -> bytes:
+    return b"".join(_column_hash(_raw(row, name)) for name in sorted(collection.spec.text_columns))
+
+
+def _column_hash(raw: object) -> bytes:
+    if raw is UNCHANGED:
+        return _UNKNOWN
+    value = b"\x01" if raw is None else b"\x02" + bytes(raw)  # type: ignore[call-overload]
+    return hashlib.blake2b(value, digest_size=_COLUMN_HASH_BYTES).digest()
+
+
+def _text_unchanged(collection: Collection, pending: Pending, row: Row) -> bool:
+    """Whether the text columns that were sent are the ones that the index was made of."""
+    if not pending.was_live or pending.created or pending.base is None:
+        return False
+    known = pending.base.column_hashes
+    names = sorted(collection.spec.text_columns)
+    if len(known) != len(names) * _COLUMN_HASH_BYTES:
+        return False
+    for i, name in enumerate(names):
+        then = known[i * _COLUMN_HASH_BYTES : (i + 1) * _COLUMN_HASH_BYTES]
+        now = _column_hash(_raw(row, name))
+        if then == _UNKNOWN or now not in (_UNKNOWN, then):
+            return False
+    return True
+
+
+def _raw(row: Row, name: str) -> object:
+    place = row.relation.index.get(name)
+    return None if place is None else row.raw[place]
+
+
+def commit_age_s(commit_ts_us: int, now_s: float) -> float:
+    """Seconds since a commit, never negative (two clocks)."""
+    return max(0.0, now_s - commit_ts_us / 1_000_000)
+
+

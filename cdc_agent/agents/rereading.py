@@ -1,0 +1,39 @@
+"""Reads rows again from their table when the log did not carry a value that a document depends on.
+
+The row is taken whole, with the snapshot in which it was seen: changes visible in that snapshot are skipped when the
+stream comes to them, so a document never mixes two versions and never goes backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cdc_agent.agents.folding import Pending
+from cdc_agent.errors import SourceError
+from cdc_agent.events import Row
+from cdc_agent.retry import Retrier
+from cdc_agent.source.base import RowReader, RowSet
+
+__all__ = ["reread"]
+
+#: Rows asked for in one statement.
+_AT_A_TIME = 500
+
+
+def reread(table: str, wanted: Sequence[Pending], reader: RowReader, retrier: Retrier) -> None:
+    """Complete the rows of ``wanted``; a row that is gone meanwhile leaves None. Waits as long as the source is away."""
+    for start in range(0, len(wanted), _AT_A_TIME):
+        part = wanted[start : start + _AT_A_TIME]
+        found = _read(table, part, reader, retrier)
+        rows: dict[tuple[str, ...] | None, Row] = {}
+        for relation, raw in zip(found.relations, found.rows, strict=True):
+            row = Row(relation, raw)
+            rows[row.key()] = row
+        for pending in part:
+            pending.row = rows.get(pending.key)
+            pending.snapshot = found.snapshot
+
+
+def _read(table: str, part: Sequence[Pending], reader: RowReader, retrier: Retrier) -> RowSet:
+    keys = [pending.key for pending in part]
+    return retrier.until_done("source_rows", lambda: reader.by_key(table, keys), (SourceError,))

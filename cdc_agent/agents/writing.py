@@ -1,0 +1,263 @@
+"""The write protocol: intents, store, manifest flip, garbage. The only writer of the index.
+
+1. ``begin``: ledger transaction 1 takes a generation number and records the ids to be written as intents.
+2. the store gets the new chunks under ids that were never used before, then metadata of chunks that stay.
+3. ``flip``: ledger transaction 2 is the commit point; the document changes for its readers here.
+4. what no manifest names any more is deleted from the store.
+
+A request that lands late (the store was stopped, we were killed) can only write an id that nobody names, which the
+sweep removes. The exception is a metadata write in place: its chunk becomes *tainted* when the request may still be
+under way, and the next write of its document gives it a new id.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from cdc_agent import metrics
+from cdc_agent.agents.parking import dead_letter
+from cdc_agent.agents.planning import Collection, Plan, chunk_metadata
+from cdc_agent.documents.model import MetadataValue
+from cdc_agent.errors import CdcAgentError, LedgerFull, StoreRejected, StoreUnavailable
+from cdc_agent.failpoints import hit
+from cdc_agent.ledger.base import Checkpoint, DeadLetter, Flip, Ledger, Manifest, NewChunks, Resync
+from cdc_agent.retry import Retrier
+from cdc_agent.vectorstore.base import Record, VectorStore
+from cdc_agent.vectorstore.records import CollectionMissing
+
+__all__ = ["IndexWriter", "Prepared", "TaintedError"]
+
+log = logging.getLogger(__name__)
+
+#: Chunks deleted from the store at a time.
+_GARBAGE_BATCH = 200
+
+
+class TaintedError(CdcAgentError):
+    """A metadata write in place failed and may still land; its batch must be planned again with new ids."""
+
+    retryable = True
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """One batch, planned and embedded, with ids allocated; ready to be written in any later moment."""
+
+    checkpoint: Checkpoint
+    generation: int = 0
+    plans: Sequence[Plan] = ()
+    manifests: list[Manifest] = field(default_factory=list)
+    records: dict[tuple[str, str], list[Record]] = field(default_factory=dict)
+    letters: list[DeadLetter] = field(default_factory=list)
+    resyncs: Sequence[Resync] = ()
+
+    @property
+    def empty(self) -> bool:
+        return not (self.manifests or self.letters or self.resyncs)
+
+
+class IndexWriter:
+    """Writes prepared batches in order. ``begin`` may run ahead of ``write`` by any number of batches."""
+
+    def __init__(
+        self,
+        *,
+        agent: str,
+        ledger: Ledger,
+        store: VectorStore,
+        collections: Mapping[str, Collection],
+        fingerprint: str,
+    ) -> None:
+        self._agent = agent
+        self._ledger = ledger
+        self._store = store
+        self._collections = collections
+        self._fingerprint = fingerprint
+        self._lock = threading.Lock()
+        self._tainted = self._left_behind()
+
+    def tainted(self, manifest: Manifest | None) -> frozenset[str]:
+        """Chunk ids of a document that must not be written in place again."""
+        with self._lock:
+            if not self._tainted or manifest is None:
+                return frozenset()
+            return frozenset(c.id for c in manifest.chunks if (manifest.collection, c.id) in self._tainted)
+
+    def _left_behind(self) -> set[tuple[str, str]]:
+        """Live chunks with an intent: the process died while their metadata was being written."""
+        return {(c, i) for c, i in self._ledger.intents() if self._ledger.live(c, [i])}
+
+    # -- transaction 1 ----------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        plans: Sequence[Plan],
+        vectors: Mapping[bytes, npt.NDArray[np.float32]],
+        fresh: Iterable[bytes],
+        *,
+        checkpoint: Checkpoint,
+        retrier: Retrier,
+        letters: Sequence[DeadLetter] = (),
+        resyncs: Sequence[Resync] = (),
+    ) -> Prepared:
+        """Allocate ids for what the plans add. ``fresh`` are the text hashes that were embedded just now."""
+        new = [NewChunks(collection=p.collection, document_id=p.pending.document_id, count=len(p.new)) for p in plans if p.new]
+        touched = [(p.collection, chunk_id) for p in plans for chunk_id in p.moved]
+        ids: dict[tuple[str, str], list[str]] = {}
+        generation = 0
+        if new or touched:
+            hit("before_intent")
+            remember = {digest: vectors[digest].tobytes() for digest in fresh}
+            generation, ids = retrier.until_done(
+                "ledger",
+                lambda: self._ledger.begin_write(
+                    new, touched=touched, fingerprint=self._fingerprint, vectors=remember
+                ),
+                (LedgerFull,),
+            )
+            hit("after_intent")
+        prepared = Prepared(
+            checkpoint=checkpoint, generation=generation, plans=plans, letters=list(letters), resyncs=resyncs
+        )
+        for plan in plans:
+            place = (plan.collection, plan.pending.document_id)
+            prepared.manifests.append(plan.manifest(ids.get(place, ())))
+            if plan.new:
+                prepared.records[place] = self._records(plan, ids[place], vectors)
+        return prepared
+
+    def _records(self, plan: Plan, ids: Sequence[str], vectors: Mapping[bytes, npt.NDArray[np.float32]]) -> list[Record]:
+        collection = self._collections[plan.collection]
+        return [
+            Record(
+                id=chunk_id,
+                text=plan.texts[position],
+                metadata=chunk_metadata(collection, plan, position),
+                embedding=vectors[plan.hashes[position]],
+            )
+            for chunk_id, position in zip(ids, plan.new, strict=True)
+        ]
+
+    # -- store and transaction 2 ------------------------------------------------------------------------------
+
+    def write(self, prepared: Prepared, retrier: Retrier) -> None:
+        """Carry one batch out. Durable and visible on return. Raises ``TaintedError`` when it must be planned again."""
+        if prepared.records:
+            self._upsert(prepared, retrier)
+            hit("after_upsert")
+        self._update_metadata(prepared.plans)
+        hit("before_flip")
+        flip = Flip(
+            agent=self._agent,
+            checkpoint=prepared.checkpoint,
+            generation=prepared.generation,
+            manifests=prepared.manifests,
+            dead_letters=prepared.letters,
+            resyncs=prepared.resyncs,
+        )
+        retrier.until_done("ledger", lambda: self._ledger.flip(flip), (LedgerFull,))
+        hit("after_flip")
+        self._forget_taint(prepared.manifests)
+
+    def _upsert(self, prepared: Prepared, retrier: Retrier) -> None:
+        by_collection: dict[str, list[Record]] = {}
+        for (collection, _), records in prepared.records.items():
+            by_collection.setdefault(collection, []).extend(records)
+        for collection, records in by_collection.items():
+            try:
+                self._put(collection, records, retrier)
+            except CollectionMissing:
+                raise
+            except StoreRejected:
+                self._upsert_one_by_one(prepared, collection, retrier)
+
+    def _put(self, collection: str, records: Sequence[Record], retrier: Retrier) -> None:
+        hit("mid_upsert")
+        with metrics.VECTORSTORE_WRITE_SECONDS.time():
+            retrier.until_done("vectorstore", lambda: self._store.upsert(collection, records), (StoreUnavailable,))
+
+    def _upsert_one_by_one(self, prepared: Prepared, collection: str, retrier: Retrier) -> None:
+        """The store refuses something in the batch: find out which document, and park it."""
+        for place, records in list(prepared.records.items()):
+            if place[0] != collection:
+                continue
+            try:
+                self._put(collection, records, retrier)
+            except StoreRejected as exc:
+                self._park(prepared, place, exc)
+
+    def _park(self, prepared: Prepared, place: tuple[str, str], exc: StoreRejected) -> None:
+        plan = next(p for p in prepared.plans if (p.collection, p.pending.document_id) == place)
+        prepared.letters.append(dead_letter(self._agent, self._collections[place[0]], plan.pending, "rejected", exc, 1))
+        prepared.manifests = [m for m in prepared.manifests if (m.collection, m.document_id) != place]
+        prepared.plans = [p for p in prepared.plans if p is not plan]
+
+    def _update_metadata(self, plans: Sequence[Plan]) -> None:
+        changes: dict[str, dict[str, Mapping[str, MetadataValue]]] = {}
+        for plan in plans:
+            if plan.moved:
+                changes.setdefault(plan.collection, {}).update(plan.moved)
+        for collection, metadata_by_id in changes.items():
+            try:
+                with metrics.VECTORSTORE_WRITE_SECONDS.time():
+                    self._store.update_metadata(collection, metadata_by_id)
+            except StoreUnavailable as exc:
+                with self._lock:
+                    self._tainted |= {(collection, chunk_id) for chunk_id in metadata_by_id}
+                raise TaintedError(exc.message, hint=exc.hint) from exc
+            hit("after_metadata")
+
+    def _forget_taint(self, manifests: Sequence[Manifest]) -> None:
+        with self._lock:
+            if not self._tainted:
+                return
+            for manifest in manifests:
+                live = {chunk.id for chunk in manifest.chunks}
+                prefix = manifest.document_id + "#"
+                self._tainted = {
+                    (c, i)
+                    for c, i in self._tainted
+                    if c != manifest.collection or not i.startswith(prefix) or i in live
+                }
+
+    # -- garbage ----------------------------------------------------------------------------------------------
+
+    def collect_garbage(self, retrier: Retrier) -> None:
+        """Delete what no manifest names any more."""
+        while items := self._ledger.garbage(_GARBAGE_BATCH):
+            hit("before_gc")
+            by_collection: dict[str, list[str]] = {}
+            for collection, chunk_id in items:
+                by_collection.setdefault(collection, []).append(chunk_id)
+            for collection, ids in by_collection.items():
+                self._delete(collection, ids, retrier)
+            hit("mid_gc")
+            self._ledger.clear_garbage(items)
+            metrics.CHUNKS_DELETED.inc(len(items))
+            hit("after_gc")
+
+    def sweep(self, retrier: Retrier) -> int:
+        """Delete ids from the store that nothing names: requests of an earlier life that landed late."""
+        swept = 0
+        for collection in self._collections:
+            for page in self._pages(collection, retrier):
+                strays = sorted(set(page) - self._ledger.known(collection, page))
+                if strays:
+                    self._delete(collection, strays, retrier)
+                    swept += len(strays)
+            hit("sweep")
+        if swept:
+            log.info("swept chunks=%d", swept)
+        return swept
+
+    def _delete(self, collection: str, ids: Sequence[str], retrier: Retrier) -> None:
+        retrier.until_done("vectorstore", lambda: self._store.delete(collection, ids), (StoreUnavailable,))
+
+    def _pages(self, collection: str, retrier: Retrier) -> list[list[str]]:
+        return retrier.until_done("vectorstore", lambda: list(self._store.ids(collection)), (StoreUnavailable,))

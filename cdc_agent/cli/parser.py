@@ -1,0 +1,81 @@
+"""Which commands there are and what they take. ``docs/CLI.md`` describes them; a test compares the two."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from cdc_agent import __version__
+from cdc_agent.cli import check, dead_letters, resync, run, search, slot, status, wait
+from cdc_agent.errors import UsageError
+
+__all__ = ["DEFAULT_CONFIG", "build_parser"]
+
+DEFAULT_CONFIG = "config/cdc-agent.yaml"
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong the way every other error of ours is said."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"{self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="cdc-agent",
+        description="Keeps a vector index true to a Postgres database, change by change.",
+        epilog="exit codes: 0 ok, 1 found something, 2 usage, 75 try again, 78 configuration or identity",
+    )
+    parser.add_argument("--version", action="version", version=f"cdc-agent {__version__}")
+    _add_common(parser, config=os.environ.get("CDC_AGENT_CONFIG") or DEFAULT_CONFIG, json=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands.add_parser("demo", help="run the whole journey here, with a database and a model of its own")
+    _add(commands, "check", check.run, "say what is missing in the database, the configuration and this machine")
+    _add(commands, "run", run.run, "run the daemon")
+    search.add_options(_add(commands, "search", search.run, "search a collection of the running daemon"))
+    _add(commands, "status", status.run, "show what the running daemon does")
+    wait.add_options(_add(commands, "wait", wait.run, "wait until the index holds a commit"))
+    resync.add_options(_add(commands, "resync", resync.run, "read tables again and mend what differs"))
+    _add_dead_letters(commands)
+    _add_slot(commands)
+    return parser
+
+
+def _add_dead_letters(commands: Any) -> None:
+    group = commands.add_parser("dead-letters", help="documents that could not be indexed")
+    actions = group.add_subparsers(metavar="ACTION", required=True)
+    _add(actions, "list", dead_letters.list_all, "list them")
+    for name, command, sentence in (
+        ("show", dead_letters.show, "show one with its error"),
+        ("replay", dead_letters.replay, "read the row again and index it as it is now"),
+        ("discard", dead_letters.discard, "forget one; its document stays as it is in the index"),
+    ):
+        _add(actions, name, command, sentence).add_argument("id", type=int, help="number of the dead letter")
+
+
+def _add_slot(commands: Any) -> None:
+    group = commands.add_parser("slot", help="our replication slot on the server")
+    actions = group.add_subparsers(metavar="ACTION", required=True)
+    _add(actions, "show", slot.show, "show the slot and the WAL it keeps")
+    drop = _add(actions, "drop", slot.drop, "drop the slot: the server forgets us, the next run must resync")
+    drop.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _add(commands: Any, name: str, command: Command, sentence: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=sentence, description=sentence + ".")
+    parser.set_defaults(command=command)
+    # Also accepted after the command; SUPPRESS keeps what was said before it.
+    _add_common(parser, config=argparse.SUPPRESS, json=argparse.SUPPRESS)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, *, config: str, json: bool | str) -> None:
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", default=config, help=f"configuration (CDC_AGENT_CONFIG; {DEFAULT_CONFIG})"
+    )
+    parser.add_argument("--json", action="store_true", default=json, help="print JSON, for machines")

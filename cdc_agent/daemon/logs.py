@@ -1,0 +1,44 @@
+"""Log lines on standard error: text for people, one JSON object a line for machines. Never cell values or secrets."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+import orjson
+
+from cdc_agent.config import LogConfig
+
+__all__ = ["configure"]
+
+
+class _Text(logging.Formatter):
+    converter = time.gmtime
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(threadName)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": record.created,
+            "level": record.levelname.lower(),
+            "thread": record.threadName,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line).decode()
+
+
+def configure(config: LogConfig) -> None:
+    """Set level and format of our own loggers; libraries speak from warnings on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if config.format == "json" else _Text())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("cdc_agent").setLevel(config.level.upper())

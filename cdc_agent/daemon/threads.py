@@ -1,0 +1,43 @@
+"""The daemon's threads: few, named, and each death is noticed. One that fails stops all the others, in order."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+__all__ = ["Threads"]
+
+log = logging.getLogger(__name__)
+
+
+class Threads:
+    """Threads that live as long as the daemon. ``failure`` is the first error that ended one."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self.failure: BaseException | None = None
+
+    def start(self, name: str, body: Callable[[], None]) -> None:
+        thread = threading.Thread(target=self._guarded, args=(name, body), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def join(self, timeout_s: float) -> list[str]:
+        """Wait for all of them, altogether at most about ``timeout_s``; returns the names of those still running."""
+        for thread in self._threads:
+            thread.join(timeout_s if thread is self._threads[0] else max(1.0, timeout_s / len(self._threads)))
+        return [thread.name for thread in self._threads if thread.is_alive()]
+
+    def _guarded(self, name: str, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except BaseException as exc:
+            with self._lock:
+                self.failure = self.failure or exc
+            log.debug("thread failed name=%s", name, exc_info=True)
+        finally:
+            if not self._stop.is_set():
+                self._stop.set()

@@ -1,0 +1,237 @@
+"""Resync: reading rows again while streaming. First copy, repair and replay of a dead letter are this one thing.
+
+A page of rows is read in one snapshot; then a logical message is written to the WAL. Capture puts the page into the
+stream at the place of that message, so every change that the snapshot saw stands before it. A change that the
+snapshot did not see may stand before it too (a commit is in the WAL before it is visible); the indexer knows by
+transaction id and keeps the newer one (``agents.folding``). No long transaction, no lock, no window to track.
+
+Progress is what the indexer has applied, so a resync goes on from there after any crash; pages that were in the
+stream but not applied are at most read twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import orjson
+
+from cdc_agent import metrics
+from cdc_agent.errors import RenderError, SourceError
+from cdc_agent.events import Change, Op, Row, Transaction
+from cdc_agent.failpoints import hit
+from cdc_agent.ledger.base import Ledger, Resync
+from cdc_agent.retry import Retrier, Stopping
+from cdc_agent.source.base import RowReader, RowSet, TableRows
+
+__all__ = ["MESSAGE_PREFIX", "PageBoard", "ResyncRunner"]
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+#: Prefix of the logical messages that mark where a page belongs.
+MESSAGE_PREFIX = "cdc_agent.resync"
+#: Pages that may be in the stream and not applied yet.
+_PAGES_AHEAD = 2
+#: A page aims at this much work for the indexer, so that live changes do not wait long behind it.
+_PAGE_S = 0.5
+_MIN_ROWS, _MAX_ROWS = 8, 2_000
+
+
+@dataclass(slots=True, kw_only=True)
+class _Page:
+    rows: RowSet
+    body: dict[str, object]
+    resync_id: int
+    placed: threading.Event = field(default_factory=threading.Event)
+
+
+class PageBoard:
+    """Pages that wait for their mark to come back through the WAL. A mark of an earlier life finds nothing."""
+
+    def __init__(self) -> None:
+        self._pages: dict[str, _Page] = {}
+        self._lock = threading.Lock()
+
+    def put(self, token: str, page: _Page) -> None:
+        with self._lock:
+            self._pages[token] = page
+
+    def expand(self, tx: Transaction) -> Transaction | None:
+        """The transaction that the stream gets in place of a mark: the page's rows, then its progress."""
+        prefix, content = tx.changes[0].before or (b"", b"")
+        if prefix != MESSAGE_PREFIX.encode() or not isinstance(content, bytes):
+            return None
+        token = _token(content)
+        with self._lock:
+            page = self._pages.pop(token, None) if token else None
+        return _filled(tx, page) if page is not None else None
+
+
+def _token(content: bytes) -> str | None:
+    try:
+        body = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return None
+    return body.get("token") if isinstance(body, dict) else None
+
+
+def _filled(tx: Transaction, page: _Page) -> Transaction:
+    rows = page.rows
+    changes = [
+        Change(Op.READ.value, relation, i, None, raw)
+        for i, (relation, raw) in enumerate(zip(rows.relations, rows.rows, strict=True), start=1)
+    ]
+    message = (MESSAGE_PREFIX.encode(), orjson.dumps(page.body))
+    changes.append(Change(Op.MESSAGE.value, None, len(changes) + 1, message, None))
+    page.placed.set()
+    return Transaction(
+        xid=tx.xid,
+        commit_lsn=tx.commit_lsn,
+        commit_ts_us=tx.commit_ts_us,
+        changes=changes,
+        end_lsn=tx.end_lsn,
+        size_bytes=sum(_size(raw) for raw in rows.rows),
+        snapshot=rows.snapshot,
+        resync_id=page.resync_id,
+    )
+
+
+def _size(raw: Sequence[object]) -> int:
+    return sum(len(value) for value in raw if isinstance(value, bytes)) + 50
+
+
+class ResyncRunner:
+    """Works off the running resyncs of the ledger, one after the other; the body of one thread."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        reader: RowReader,
+        board: PageBoard,
+        estimated_rows: Callable[[str], int],
+        retrier: Retrier,
+        stop: threading.Event,
+        rows_per_page: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ledger = ledger
+        self._reader = reader
+        self._board = board
+        self._estimated_rows = estimated_rows
+        self._retrier = retrier
+        self._stop = stop
+        self._rows_per_page = rows_per_page
+        self._clock = clock
+        self._limit = rows_per_page or 32
+        self._asked = threading.Condition()
+
+    def request(self, resync: Resync) -> Resync:
+        """Record a resync durably and start on it as soon as the earlier ones are done."""
+        started = self._ledger.start_resync(replace(resync, started_at=time.time()))
+        self.notify()
+        return started
+
+    def notify(self) -> None:
+        with self._asked:
+            self._asked.notify_all()
+
+    def run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                running = self._ledger.resyncs(running_only=True)
+                metrics.RESYNCS_RUNNING.set(len(running))
+                if running:
+                    self._work(running[0])
+                else:
+                    with self._asked:
+                        self._asked.wait(1.0)
+        except Stopping:
+            log.debug("resync stopped")
+
+    def _work(self, resync: Resync) -> None:
+        log.info("resync starts id=%d table=%s after_key=%s", resync.id, resync.table, resync.last_key is not None)
+        try:
+            if resync.keys:
+                self._keys(resync)
+            else:
+                self._table(self._begun(resync))
+        except RenderError as exc:
+            log.error("resync given up id=%d error=%s", resync.id, exc.message)
+            self._ledger.save_resync(replace(resync, state="failed", finished_at=time.time()))
+            return
+        self._await_applied(resync, lambda found: found is None)
+
+    def _begun(self, resync: Resync) -> Resync:
+        """Remember the snapshot of the beginning: what it saw and the resync never meets is gone from the table."""
+        if resync.snapshot is not None:
+            return resync
+        first = self._page(resync.table, None, 0)
+        begun = replace(resync, snapshot=first.snapshot, rows_estimated=self._estimated_rows(resync.table))
+        self._ledger.save_resync(begun)
+        return begun
+
+    def _table(self, resync: Resync) -> None:
+        after, done = resync.last_key, resync.rows_done
+        marks: list[tuple[int, float]] = []
+        while True:
+            limit = self._limit
+            rows = self._page(resync.table, after, limit)
+            done += len(rows.rows)
+            finished = len(rows.rows) < limit
+            after = Row(rows.relations[-1], rows.rows[-1]).key() if rows.rows else after
+            self._place(resync, rows, {"last_key": after, "rows_done": done, "done": finished, "since": resync.snapshot})
+            metrics.RESYNC_ROWS.inc(len(rows.rows))
+            if finished:
+                return
+            marks.append((done, self._clock()))
+            self._keep_pace(resync, marks)
+
+    def _page(self, table: str, after: tuple[str, ...] | None, limit: int) -> RowSet:
+        request = TableRows(table=table, after_key=after, limit=limit)
+        return self._read(lambda: self._reader.page(request))
+
+    def _keys(self, resync: Resync) -> None:
+        rows = self._read(lambda: self._reader.by_key(resync.table, resync.keys))
+        found = {Row(relation, raw).key() for relation, raw in zip(rows.relations, rows.rows, strict=True)}
+        absent = [key for key in resync.keys if key not in found]
+        body = {"last_key": None, "rows_done": len(rows.rows), "done": True, "absent": absent}
+        self._place(resync, rows, body)
+
+    def _place(self, resync: Resync, rows: RowSet, body: dict[str, object]) -> None:
+        """Write the mark and wait until the page is in the stream."""
+        token = secrets.token_hex(8)
+        page = _Page(rows=rows, body=body, resync_id=resync.id)
+        self._board.put(token, page)
+        hit("resync_before_mark")
+        self._read(lambda: self._reader.mark(MESSAGE_PREFIX, {"token": token}))
+        hit("resync_after_mark")
+        while not page.placed.wait(0.5):
+            if self._stop.is_set():
+                raise Stopping
+
+    def _keep_pace(self, resync: Resync, marks: list[tuple[int, float]]) -> None:
+        """Stay at most ``_PAGES_AHEAD`` pages ahead of the indexer, and size pages by how fast it is."""
+        if len(marks) < _PAGES_AHEAD:
+            return
+        done, since = marks.pop(0)
+        self._await_applied(resync, lambda found: found is None or found.rows_done >= done)
+        if self._rows_per_page is None:
+            rows = (marks[0][0] - done) if marks else self._limit
+            per_s = rows / max(self._clock() - since, 0.001)
+            self._limit = max(_MIN_ROWS, min(_MAX_ROWS, int(per_s * _PAGE_S), self._limit * 2))
+
+    def _await_applied(self, resync: Resync, reached: Callable[[Resync | None], bool]) -> None:
+        """Wait for the indexer. Looks at the local ledger a few times a second; the source is not asked."""
+        while not reached(next((r for r in self._ledger.resyncs(running_only=True) if r.id == resync.id), None)):
+            if self._stop.wait(0.01):
+                raise Stopping
+
+    def _read(self, call: Callable[[], T]) -> T:
+        return self._retrier.until_done("resync", call, (SourceError,))

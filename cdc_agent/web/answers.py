@@ -1,0 +1,79 @@
+"""Answers: facts become JSON, failures become an object with ``error`` and ``hint``."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from cdc_agent.ledger.base import DeadLetter, Resync
+from cdc_agent.search import SearchHit
+
+__all__ = ["ApiError", "error_response", "json_dead_letter", "json_hit", "json_resync"]
+
+
+class ApiError(Exception):
+    """A request that is answered with ``status`` and a reason; ``more`` goes beside ``error`` and ``hint``."""
+
+    def __init__(self, status: int, error: str, hint: str = "", more: Mapping[str, Any] | None = None) -> None:
+        super().__init__(error)
+        self.status = status
+        self.error = error
+        self.hint = hint
+        self.more = more or {}
+
+
+def error_response(
+    status: int, error: str, hint: str = "", /, *, headers: Mapping[str, str] | None = None, **more: Any
+) -> JSONResponse:
+    return JSONResponse({"error": error, "hint": hint, **more}, status, headers=headers)
+
+
+def json_hit(hit: SearchHit) -> dict[str, Any]:
+    fields = asdict(hit)
+    fields["metadata"] = {key: _number_or_none(value) for key, value in hit.metadata.items()}
+    return fields
+
+
+def json_dead_letter(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "id": letter.id,
+        "agent": letter.agent,
+        "collection": letter.collection,
+        "document_id": letter.document_id,
+        "table": letter.table,
+        "key": list(letter.key),
+        "version": str(letter.version),
+        "reason": letter.reason,
+        "error": letter.error,
+        "attempts": letter.attempts,
+        "parked_at": _iso(letter.parked_at),
+    }
+
+
+def json_resync(resync: Resync) -> dict[str, Any]:
+    return {
+        "id": resync.id,
+        "table": resync.table,
+        "collections": list(resync.collections),
+        "keys": [list(key) for key in resync.keys],
+        "reason": resync.reason,
+        "state": resync.state,
+        "rows_done": resync.rows_done,
+        "rows_estimated": resync.rows_estimated,
+        "started_at": _iso(resync.started_at),
+        "finished_at": _iso(resync.finished_at),
+    }
+
+
+def _iso(seconds: float | None) -> str | None:
+    return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="milliseconds")
+
+
+def _number_or_none(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

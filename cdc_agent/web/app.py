@@ -1,0 +1,232 @@
+"""The routes. Each handler reads the request, calls the ``Service`` on a thread, and answers JSON.
+
+Threads come from lanes with a bound, so that a store that hangs or a hundred waiting clients leave health, metrics
+and status answerable. ``/healthz`` needs no thread at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio
+from anyio import to_thread
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from cdc_agent import __version__, metrics
+from cdc_agent.errors import CdcAgentError, UsageError
+from cdc_agent.lsn import Lsn
+from cdc_agent.web.access import AccessControl, Tokens
+from cdc_agent.web.answers import ApiError, error_response, json_dead_letter, json_hit, json_resync
+from cdc_agent.web.requests import ResyncRequest, SearchRequest, WaitRequest, parse, read_body
+from cdc_agent.web.service import Service
+
+__all__ = ["create_app"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Longest single call of ``Service.wait``, in seconds.
+_SLICE_S = 1.0
+
+
+class Lane:
+    """Some threads, and a queue in front of them that is refused when it is long."""
+
+    def __init__(self, *, threads: int, queue: int) -> None:
+        self._threads = threads
+        self._queue = queue
+        self._limiter: anyio.CapacityLimiter | None = None
+
+    async def run(self, call: Callable[[], T]) -> T:
+        if self._limiter is None:  # Made here because it belongs to the running event loop.
+            self._limiter = anyio.CapacityLimiter(self._threads)
+        if self._limiter.statistics().tasks_waiting >= self._queue:
+            raise ApiError(503, "too many requests at once", "try again in a second")
+        return await to_thread.run_sync(call, limiter=self._limiter)
+
+
+def create_app(service: Service, *, tokens: Tokens | None = None) -> Starlette:
+    """The application over a service. Without ``tokens`` only this machine may call it."""
+    return Starlette(
+        routes=_Routes(service).table(),
+        middleware=[Middleware(AccessControl, tokens=tokens or Tokens([]))],
+        exception_handlers={
+            ApiError: _on_api_error,
+            CdcAgentError: _on_our_error,
+            HTTPException: _on_http_error,
+            Exception: _on_bug,
+        },
+    )
+
+
+class _Routes:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._searches = Lane(threads=16, queue=64)
+        self._waits = Lane(threads=64, queue=64)
+        self._operations = Lane(threads=8, queue=64)
+
+    def table(self) -> list[Route]:
+        return [
+            Route("/search", self.search, methods=["POST"]),
+            Route("/wait", self.wait, methods=["GET"]),
+            Route("/healthz", self.healthz, methods=["GET"]),
+            Route("/readyz", self.readyz, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+            Route("/status", self.status, methods=["GET"]),
+            Route("/dead-letters", self.dead_letters, methods=["GET"]),
+            Route("/dead-letters/{letter_id:int}", self.dead_letter, methods=["GET"]),
+            Route("/dead-letters/{letter_id:int}/replay", self.replay_dead_letter, methods=["POST"]),
+            Route("/dead-letters/{letter_id:int}/discard", self.discard_dead_letter, methods=["POST"]),
+            Route("/resyncs", self.resyncs, methods=["GET"]),
+            Route("/resyncs", self.start_resync, methods=["POST"]),
+        ]
+
+    async def search(self, request: Request) -> Response:
+        wanted = parse(SearchRequest, await read_body(request))
+        if wanted.min_lsn is not None:
+            await self._reach(request, wanted.min_lsn, wanted.timeout_s)
+        # Read before the search: the hits are at least as fresh as the answer says.
+        applied_lsn, lag_s = self._service.applied_lsn(), self._service.lag_s()
+        hits = await self._searches.run(
+            lambda: self._service.search(wanted.collection, wanted.query, k=wanted.k, where=wanted.where or None)
+        )
+        return JSONResponse({"applied_lsn": str(applied_lsn), "lag_s": lag_s, "hits": [json_hit(hit) for hit in hits]})
+
+    async def wait(self, request: Request) -> Response:
+        wanted = parse(WaitRequest, dict(request.query_params))
+        applied_lsn = await self._reach(request, wanted.lsn, wanted.timeout_s)
+        return JSONResponse({"applied_lsn": str(applied_lsn), "lag_s": self._service.lag_s()})
+
+    async def _reach(self, request: Request, lsn: Lsn, timeout_s: float) -> Lsn:
+        """Wait in slices: a client that hung up or a server that stops frees its thread within a second."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            slice_s = min(_SLICE_S, max(0.0, deadline - time.monotonic()))
+            reached = await self._waits.run(lambda slice_s=slice_s: self._wait_once(lsn, slice_s))  # type: ignore[misc]
+            if reached is not None:
+                return reached
+            if time.monotonic() >= deadline or await request.is_disconnected():
+                raise self._not_reached(lsn, timeout_s)
+
+    def _wait_once(self, lsn: Lsn, timeout_s: float) -> Lsn | None:
+        try:
+            return self._service.wait(lsn, timeout_s)
+        except TimeoutError:
+            return None
+
+    def _not_reached(self, lsn: Lsn, timeout_s: float) -> ApiError:
+        applied_lsn = self._service.applied_lsn()
+        return ApiError(
+            504,
+            f"the index did not reach {lsn} within {timeout_s:g} s; it is at {applied_lsn}",
+            "ask again with a longer timeout_s; /readyz says whether something is wrong",
+            {"applied_lsn": str(applied_lsn)},
+        )
+
+    async def healthz(self, request: Request) -> Response:  # noqa: ARG002 (Starlette passes it)
+        return JSONResponse({"status": "ok", "version": __version__})
+
+    async def readyz(self, request: Request) -> Response:  # noqa: ARG002
+        problems = await self._operations.run(self._service.readiness)
+        if not problems:
+            return JSONResponse({"status": "ready", "problems": []})
+        listed = [{"name": p.name, "message": p.message, "hint": p.hint} for p in problems]
+        names = ", ".join(p.name for p in problems)
+        return error_response(503, f"not ready: {names}", problems[0].hint, status="not ready", problems=listed)
+
+    async def metrics(self, request: Request) -> Response:  # noqa: ARG002
+        text = await self._operations.run(metrics.render)
+        return Response(text, headers={"content-type": metrics.CONTENT_TYPE})
+
+    async def status(self, request: Request) -> Response:  # noqa: ARG002
+        return JSONResponse(await self._operations.run(self._service.status))
+
+    async def dead_letters(self, request: Request) -> Response:  # noqa: ARG002
+        letters = await self._operations.run(self._service.dead_letters)
+        return JSONResponse({"dead_letters": [json_dead_letter(letter) for letter in letters]})
+
+    async def dead_letter(self, request: Request) -> Response:
+        letter_id = _letter_id(request)
+        letter = await self._operations.run(lambda: self._service.dead_letter(letter_id))
+        if letter is None:
+            raise _no_letter(letter_id)
+        return JSONResponse(json_dead_letter(letter))
+
+    async def replay_dead_letter(self, request: Request) -> Response:
+        letter_id = _letter_id(request)
+        if not await self._operations.run(lambda: self._service.replay_dead_letter(letter_id)):
+            raise _no_letter(letter_id)
+        return JSONResponse({"id": letter_id, "replayed": True}, 202)
+
+    async def discard_dead_letter(self, request: Request) -> Response:
+        letter_id = _letter_id(request)
+        if not await self._operations.run(lambda: self._service.discard_dead_letter(letter_id)):
+            raise _no_letter(letter_id)
+        return JSONResponse({"id": letter_id, "discarded": True})
+
+    async def resyncs(self, request: Request) -> Response:  # noqa: ARG002
+        resyncs = await self._operations.run(self._service.resyncs)
+        return JSONResponse({"resyncs": [json_resync(resync) for resync in resyncs]})
+
+    async def start_resync(self, request: Request) -> Response:
+        wanted = parse(ResyncRequest, await read_body(request))
+        if wanted.keys and wanted.table is None:
+            raise ApiError(400, "keys without table", "say in table which table the keys belong to")
+        keys = [tuple(key) for key in wanted.keys]
+        begun = await self._operations.run(
+            lambda: self._service.start_resync(table=wanted.table, keys=keys, reason=wanted.reason)
+        )
+        return JSONResponse({"resyncs": [json_resync(resync) for resync in begun]}, 202)
+
+
+def _letter_id(request: Request) -> int:
+    letter_id: int = request.path_params["letter_id"]
+    if letter_id >= 2**63:
+        raise _no_letter(letter_id)
+    return letter_id
+
+
+def _no_letter(letter_id: int) -> ApiError:
+    return ApiError(404, f"there is no dead letter {letter_id}", "GET /dead-letters lists them")
+
+
+# Failures.
+
+#: After 408 and 413 the rest of the body is not wanted, so the connection ends.
+_HEADERS = {503: {"Retry-After": "1"}, 408: {"Connection": "close"}, 413: {"Connection": "close"}}
+
+
+async def _on_api_error(request: Request, exc: Exception) -> Response:  # noqa: ARG001
+    assert isinstance(exc, ApiError)
+    return error_response(exc.status, exc.error, exc.hint, headers=_HEADERS.get(exc.status), **exc.more)
+
+
+async def _on_our_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, CdcAgentError)
+    if isinstance(exc, UsageError):
+        return error_response(400, exc.message, exc.hint)
+    log.warning("request failed path=%s error=%s: %s", request.url.path, type(exc).__name__, exc.message)
+    if exc.retryable:
+        return error_response(503, exc.message, exc.hint, headers={"Retry-After": "1"})
+    return error_response(500, exc.message, exc.hint)
+
+
+async def _on_http_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    routes = ", ".join(sorted(route.path for route in request.app.routes))
+    hints = {404: f"routes: {routes}", 405: f"{request.url.path} does not take {request.method}"}
+    return error_response(exc.status_code, exc.detail, hints.get(exc.status_code, ""), headers=exc.headers)
+
+
+async def _on_bug(request: Request, exc: Exception) -> Response:  # noqa: ARG001 (the server logs it)
+    return error_response(500, "the daemon failed on this request", "its log says why")

@@ -1,0 +1,109 @@
+"""Requests: their shapes, and how a body is read without trusting its length, its speed or its content."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from cdc_agent.config.problems import key_path
+from cdc_agent.lsn import Lsn
+from cdc_agent.search import MAX_K
+from cdc_agent.web.answers import ApiError
+
+__all__ = ["MAX_BODY_BYTES", "MAX_WAIT_S", "ResyncRequest", "SearchRequest", "WaitRequest", "parse", "read_body"]
+
+MAX_BODY_BYTES = 1024 * 1024
+#: Seconds within which a whole body must arrive.
+BODY_TIMEOUT_S = 15.0
+#: Most seconds that one request may wait for a position.
+MAX_WAIT_S = 300.0
+
+Shape = TypeVar("Shape", bound=BaseModel)
+
+
+def _lsn(value: Any) -> Any:
+    """Read text; an LSN is also an int in Python, and JSON numbers would pass for positions."""
+    if not isinstance(value, str):
+        raise ValueError("should be text like 16/B374D848")
+    return Lsn.parse(value)
+
+
+LsnText = Annotated[Lsn, BeforeValidator(_lsn, json_schema_input_type=str)]
+Timeout = Annotated[float, Field(ge=0, le=MAX_WAIT_S, allow_inf_nan=False)]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class SearchRequest(_Shape):
+    collection: str
+    query: str
+    k: int = Field(5, ge=1, le=MAX_K, strict=True)
+    where: dict[str, Any] | None = None
+    min_lsn: LsnText | None = None
+    timeout_s: Timeout = 10.0
+
+
+class WaitRequest(_Shape):
+    lsn: LsnText
+    timeout_s: Timeout = 10.0
+
+
+class ResyncRequest(_Shape):
+    table: str | None = None
+    keys: list[list[str]] = Field(default=[], max_length=10_000)
+    reason: str = Field("", max_length=200)
+
+
+async def read_body(request: Request) -> bytes:
+    """The body, refused as soon as it is known to be too large, given up when it does not come."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            _check_size(int(request.headers.get("content-length") or 0))
+            async for part in request.stream():
+                body += part
+                _check_size(len(body))
+    except TimeoutError:
+        raise ApiError(408, "the body did not arrive in time", f"send it within {BODY_TIMEOUT_S:g} s") from None
+    except ClientDisconnect:
+        raise ApiError(400, "the client went away", "") from None
+    return bytes(body)
+
+
+def parse(shape: type[Shape], content: bytes | dict[str, str]) -> Shape:
+    """Raises ``ApiError`` 400 that names the field."""
+    try:
+        if isinstance(content, dict):
+            return shape.model_validate(content)
+        return shape.model_validate_json(content or b"{}")
+    except ValidationError as exc:
+        raise _bad_request(exc, shape) from None
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BODY_BYTES:
+        raise ApiError(413, "the body is too large", f"the most is {MAX_BODY_BYTES} bytes")
+
+
+def _bad_request(exc: ValidationError, shape: type[BaseModel]) -> ApiError:
+    first = exc.errors(include_url=False, include_input=False)[0]
+    field = key_path(first["loc"])
+    known = ", ".join(shape.model_fields)
+    match first["type"]:
+        case "json_invalid":
+            return ApiError(400, f"the body is not JSON: {first['msg']}", f"send an object with {known}")
+        case "model_type" | "model_attributes_type":
+            return ApiError(400, "the body is not a JSON object", f"send an object with {known}")
+        case "missing":
+            return ApiError(400, f"{field} is missing", f"fields: {known}")
+        case "extra_forbidden":
+            return ApiError(400, f"{field} is not a known field", f"fields: {known}")
+        case _:
+            fault = first["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
+            fault = fault.replace("a valid dictionary", "an object").replace("a valid string", "text")
+            return ApiError(400, f"{field}: {fault}", f"fields: {known}")

@@ -1,0 +1,66 @@
+"""What the HTTP interface needs from the daemon. The daemon implements it; tests bring a small one of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from cdc_agent.health import Problem
+from cdc_agent.ledger.base import DeadLetter, Resync
+from cdc_agent.lsn import Lsn
+from cdc_agent.search import SearchHit
+
+__all__ = ["Problem", "Service"]
+
+
+class Service(Protocol):
+    """Every method may be called from several threads at once and may block, but for no longer than it says.
+
+    Errors are ``CdcAgentError``s: ``UsageError`` becomes 400, a retryable one 503, any other 500.
+    """
+
+    def search(
+        self, collection: str, query: str, *, k: int, where: Mapping[str, Any] | None
+    ) -> Sequence[SearchHit]: ...
+
+    def wait(self, lsn: Lsn, timeout_s: float) -> Lsn:
+        """Block until the index is complete up to ``lsn``; return how far it is.
+
+        Raises ``TimeoutError`` after ``timeout_s``. Called in slices of at most a second, so that shutdown and
+        clients that hang up are noticed.
+        """
+        ...
+
+    def applied_lsn(self) -> Lsn:
+        """The commit up to which the index is complete. Never blocks."""
+        ...
+
+    def lag_s(self) -> float | None:
+        """Seconds that the index is behind the source, 0 when it is not; None when that is unknown. Never blocks."""
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """What an operator wants to see, JSON-ready."""
+        ...
+
+    def readiness(self) -> Sequence[Problem]:
+        """Why searches may be refused or stale; empty when all is well. Answers within five seconds."""
+        ...
+
+    def dead_letters(self) -> Sequence[DeadLetter]: ...
+
+    def dead_letter(self, letter_id: int) -> DeadLetter | None: ...
+
+    def replay_dead_letter(self, letter_id: int) -> bool:
+        """Read the row again and index it as it is now. False when there is no such letter."""
+        ...
+
+    def discard_dead_letter(self, letter_id: int) -> bool:
+        """Forget the letter; the document stays as it is in the index. False when there is no such letter."""
+        ...
+
+    def resyncs(self) -> Sequence[Resync]: ...
+
+    def start_resync(self, *, table: str | None, keys: Sequence[tuple[str, ...]], reason: str) -> Sequence[Resync]:
+        """Begin to read ``table`` again (None: every configured table), or some of its rows; return what was begun."""
+        ...

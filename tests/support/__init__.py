@@ -1,0 +1,1 @@
+"""What tests stand on: real servers, ways to break them, and ways to wait."""

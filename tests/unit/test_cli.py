@@ -1,0 +1,204 @@
+"""What the commands ask the daemon and what they print, against the real HTTP interface over a service of our own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdc_agent.cli import main
+from cdc_agent.cli.output import human_bytes, print_mapping
+from cdc_agent.web.access import Tokens
+from cdc_agent.web.app import create_app
+from cdc_agent.web.server import HttpServer
+from tests.unit.web.test_app import TOKEN, FakeService
+
+CONFIG = """\
+source: {{dsn: "postgresql://localhost/shop"}}
+collections:
+  - {{name: articles, table: articles, text: "{{title}}"}}
+http: {{port: {port}, tokens_file: tokens}}
+"""
+
+
+@pytest.fixture
+def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+def config(service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The configuration of a daemon that runs, with tokens."""
+    monkeypatch.delenv("CDC_AGENT_TOKEN", raising=False)
+    (tmp_path / "tokens").write_text(TOKEN)
+    server = HttpServer(create_app(service, tokens=Tokens.load(tmp_path / "tokens")), host="127.0.0.1", port=0)
+    server.start()
+    path = tmp_path / "agent.yaml"
+    path.write_text(CONFIG.format(port=server.port))
+    yield path
+    server.stop()
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(config: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs one command; returns exit code, output and errors."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main([*arguments, "-c", str(config)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_search_prints_hits(run: Run, service: FakeService) -> None:
+    code, out, _ = run("search", "cat", "-k", "3", "--where", '{"lang": "en"}')
+
+    assert code == 0
+    assert out == "0.750  public.articles:1\n       the cat sleeps\n"
+    assert service.calls == [("articles", "cat", 3, {"lang": "en"})]
+
+
+def test_search_waits_for_a_commit_and_prints_json(run: Run, service: FakeService) -> None:
+    code, out, _ = run("search", "cat", "--min-lsn", "0/100", "--json")
+
+    assert code == 0
+    assert json.loads(out)["hits"][0]["source"]["pk"] == "1"
+    assert service.calls[0][0] == "wait"
+
+
+def test_search_asks_which_collection_when_there_are_two(run: Run, config: Path, service: FakeService) -> None:
+    # Given a second collection
+    config.write_text(config.read_text().replace("http:", '  - {name: pages, table: p, text: "{t}"}\nhttp:'))
+
+    # When none is named
+    code, _, err = run("search", "cat")
+
+    # Then they are listed, and naming one works
+    assert code == 2
+    assert "hint: add --collection NAME, one of: articles, pages" in err
+    assert run("search", "cat", "--collection", "pages")[0] == 0
+    assert service.calls[0][0] == "pages"
+
+
+def test_search_repeats_what_the_daemon_refuses(run: Run) -> None:
+    code, out, err = run("search", "cat", "-k", "1000")
+
+    assert (code, out) == (2, "")
+    assert err.startswith("error: k: should be less than or equal to 100\nhint: fields: ")
+
+
+def test_wait_prints_how_far_the_index_is(run: Run) -> None:
+    assert run("wait", "0/50") == (0, "applied_lsn: 0/100\n", "")
+
+
+def test_wait_that_ends_too_early_is_a_reason_to_try_again(run: Run) -> None:
+    code, _, err = run("wait", "0/500", "--timeout-s", "0")
+
+    assert code == 75
+    assert err.startswith("error: the index did not reach 0/500 within 0 s; it is at 0/100\nhint: ")
+
+
+def test_status_prints_lines(run: Run) -> None:
+    assert run("status") == (0, "state: streaming\n", "")
+
+
+def test_options_may_stand_before_the_command(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json", "-c", str(config), "status"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"state": "streaming"}
+
+
+def test_a_token_in_the_environment_goes_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CDC_AGENT_TOKEN", "wrong")
+
+    code, _, err = run("status")
+
+    assert code == 78
+    assert err.startswith("error: a valid token is required\nhint: ")
+
+
+def test_dead_letters_are_listed_in_columns(run: Run) -> None:
+    code, out, _ = run("dead-letters", "list")
+
+    header, line = out.splitlines()
+    assert code == 0
+    assert header.split("\t")[:3] == ["id", "collection", "document_id"]
+    assert line.split("\t")[:3] == ["3", "articles", "public.articles:1"]
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [("replay", "dead letter 3 is being indexed again\n"), ("discard", "dead letter 3 is forgotten\n")],
+)
+def test_a_dead_letter_is_dealt_with(run: Run, service: FakeService, action: str, said: str) -> None:
+    assert run("dead-letters", action, "3") == (0, said, "")
+    assert service.calls == [(action, 3)]
+
+
+def test_a_dead_letter_is_shown(run: Run) -> None:
+    _, out, _ = run("dead-letters", "show", "3")
+
+    assert "error: column is bytea\n" in out
+    assert "key:\n  - 1\n" in out
+
+
+def test_a_dead_letter_that_is_not_there_is_a_usage_error(run: Run) -> None:
+    code, _, err = run("dead-letters", "show", "4")
+
+    assert code == 2
+    assert err.startswith("error: there is no dead letter 4\n")
+
+
+def test_a_resync_of_some_rows_is_begun(run: Run, service: FakeService) -> None:
+    code, out, _ = run("resync", "--table", "public.articles", "--key", "1", "--key", '["a", 7]', "--reason", "audit")
+
+    assert code == 0
+    assert service.calls == [("public.articles", [("1",), ("a", "7")], "audit")]
+    assert out.splitlines()[1].startswith("1\tpublic.articles\trunning\t5\t9\t")
+
+
+def test_keys_without_a_table_are_refused(run: Run, service: FakeService) -> None:
+    code, _, err = run("resync", "--key", "1")
+
+    assert code == 2
+    assert err == "error: --key without --table\nhint: say which table the key belongs to\n"
+    assert service.calls == []
+
+
+def test_a_resync_is_followed_until_it_is_done(run: Run, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a resync that is done when it is looked at for the second time
+    monkeypatch.setattr("cdc_agent.cli.resync._POLL_S", 0)
+    from dataclasses import replace
+
+    (begun,) = service.resyncs()
+    states = iter([begun, replace(begun, state="done", rows_done=9)])
+    service.resyncs = lambda: [next(states)]  # type: ignore[method-assign]
+
+    # When it is followed
+    code, out, err = run("resync", "--wait", "--json")
+
+    # Then the last state is printed
+    assert code == 0
+    assert err == ""
+    assert json.loads(out)["resyncs"][0]["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**40, "5.0 TiB")]
+)
+def test_sizes_are_readable(size: int | None, shown: str) -> None:
+    assert human_bytes(size) == shown
+
+
+def test_nested_facts_are_indented(capsys: pytest.CaptureFixture[str]) -> None:
+    facts: dict[str, Any] = {"a": {"b": 1, "c": None}, "d": [{"e": 1, "f": 2}], "g": []}
+
+    print_mapping(facts)
+
+    assert capsys.readouterr().out == "a:\n  b: 1\n  c: -\nd:\n  - e=1, f=2\ng: -\n"

@@ -1,0 +1,548 @@
+"""The HTTP interface over a real socket: answers, refusals that name the field, limits, and who may talk to it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cdc_agent.errors import ConfigError, StoreUnavailable, UsageError, VectorStoreError
+from cdc_agent.ledger.base import DeadLetter, Resync
+from cdc_agent.lsn import Lsn, Version
+from cdc_agent.search import HitSource, SearchHit
+from cdc_agent.web import server as server_module
+from cdc_agent.web.access import Tokens
+from cdc_agent.web.app import create_app
+from cdc_agent.web.requests import MAX_BODY_BYTES
+from cdc_agent.web.server import HttpServer
+from cdc_agent.web.service import Problem
+
+HIT = SearchHit(
+    id="public.articles:1#7.0",
+    document_id="public.articles:1",
+    text="the cat sleeps",
+    score=0.75,
+    metadata={"lang": "en", "ratio": float("nan")},
+    source=HitSource(table="public.articles", pk="1", commit_lsn="16/B374D848", commit_ts="2026-01-02T03:04:05+00:00"),
+)
+LETTER = DeadLetter(
+    id=3,
+    agent="indexer",
+    collection="articles",
+    document_id="public.articles:1",
+    table="public.articles",
+    key=("1",),
+    version=Version(Lsn.parse("0/10"), 2),
+    reason="render",
+    error="column is bytea",
+    attempts=3,
+    parked_at=1_767_323_045.0,
+)
+RESYNC = Resync(id=1, table="public.articles", collections=("articles",), rows_done=5, rows_estimated=9)
+TOKEN = "a-token-of-enough-characters"
+
+
+class FakeService:
+    """Answers from attributes; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.applied = Lsn.parse("0/100")
+        self.problems: list[Problem] = []
+        self.failure: Exception | None = None
+        self.calls: list[tuple[Any, ...]] = []
+        self.hold: threading.Event | None = None
+        self.held = threading.Semaphore(0)
+        self.on_wait: Callable[[], None] = lambda: None
+
+    def search(self, collection: str, query: str, *, k: int, where: Mapping[str, Any] | None) -> Sequence[SearchHit]:
+        self.calls.append((collection, query, k, where))
+        if self.failure:
+            raise self.failure
+        if self.hold:
+            self.held.release()
+            self.hold.wait(20)
+        return [HIT]
+
+    def wait(self, lsn: Lsn, timeout_s: float) -> Lsn:
+        self.calls.append(("wait", lsn))
+        self.on_wait()
+        if lsn > self.applied:
+            threading.Event().wait(timeout_s)
+            raise TimeoutError
+        return self.applied
+
+    def applied_lsn(self) -> Lsn:
+        return self.applied
+
+    def lag_s(self) -> float | None:
+        return 0.5
+
+    def status(self) -> dict[str, Any]:
+        return {"state": "streaming"}
+
+    def readiness(self) -> Sequence[Problem]:
+        return self.problems
+
+    def dead_letters(self) -> Sequence[DeadLetter]:
+        return [LETTER]
+
+    def dead_letter(self, letter_id: int) -> DeadLetter | None:
+        return LETTER if letter_id == LETTER.id else None
+
+    def replay_dead_letter(self, letter_id: int) -> bool:
+        self.calls.append(("replay", letter_id))
+        return letter_id == LETTER.id
+
+    def discard_dead_letter(self, letter_id: int) -> bool:
+        self.calls.append(("discard", letter_id))
+        return letter_id == LETTER.id
+
+    def resyncs(self) -> Sequence[Resync]:
+        return [RESYNC]
+
+    def start_resync(self, *, table: str | None, keys: Sequence[tuple[str, ...]], reason: str) -> Sequence[Resync]:
+        self.calls.append((table, list(keys), reason))
+        return [RESYNC]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[FakeService, HttpServer]]:
+    service = FakeService()
+    server = HttpServer(create_app(service), host="127.0.0.1", port=0)
+    server.start()
+    yield service, server
+    server.stop()
+
+
+@pytest.fixture
+def service(running: tuple[FakeService, HttpServer]) -> FakeService:
+    service, _ = running
+    service.__init__()  # type: ignore[misc]
+    return service
+
+
+@pytest.fixture
+def client(running: tuple[FakeService, HttpServer], service: FakeService) -> Iterator[httpx.Client]:
+    _, server = running
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False, timeout=20) as client:
+        yield client
+
+
+SEARCH = {"collection": "articles", "query": "cat"}
+
+
+# Search and wait.
+
+
+def test_search_answers_hits_with_their_source_and_how_fresh_they_are(client, service):
+    answer = client.post("/search", json=SEARCH | {"k": 3, "where": {"lang": "en"}})
+
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "applied_lsn": "0/100",
+        "lag_s": 0.5,
+        "hits": [
+            {
+                "id": "public.articles:1#7.0",
+                "document_id": "public.articles:1",
+                "text": "the cat sleeps",
+                "score": 0.75,
+                "metadata": {"lang": "en", "ratio": None},
+                "source": {
+                    "table": "public.articles",
+                    "pk": "1",
+                    "commit_lsn": "16/B374D848",
+                    "commit_ts": "2026-01-02T03:04:05+00:00",
+                },
+            }
+        ],
+    }
+    assert service.calls == [("articles", "cat", 3, {"lang": "en"})]
+
+
+def test_search_has_defaults(client, service):
+    client.post("/search", json=SEARCH)
+
+    assert service.calls == [("articles", "cat", 5, None)]
+
+
+def test_search_waits_for_a_commit_first(client, service):
+    answer = client.post("/search", json=SEARCH | {"min_lsn": "0/100"})
+
+    assert answer.status_code == 200
+    assert [call[0] for call in service.calls] == ["wait", "articles"]
+
+
+@pytest.mark.parametrize("ask", ["search", "wait"])
+def test_a_commit_that_is_not_reached_in_time_is_504(client, service, ask):
+    # Given an index that is behind
+    # When a later commit is asked for, with no time to wait
+    if ask == "search":
+        answer = client.post("/search", json=SEARCH | {"min_lsn": "0/200", "timeout_s": 0})
+    else:
+        answer = client.get("/wait", params={"lsn": "0/200", "timeout_s": 0})
+
+    # Then the answer says how far the index is, and nothing was searched
+    assert answer.status_code == 504
+    assert answer.json()["error"] == "the index did not reach 0/200 within 0 s; it is at 0/100"
+    assert answer.json()["applied_lsn"] == "0/100"
+    assert "timeout_s" in answer.json()["hint"]
+    assert [call[0] for call in service.calls] == ["wait"]
+
+
+def test_wait_answers_how_far_the_index_is(client):
+    assert client.get("/wait", params={"lsn": "0/FF"}).json() == {"applied_lsn": "0/100", "lag_s": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ({"query": "cat"}, "collection is missing"),
+        (SEARCH | {"k": 0}, "k: should be greater than or equal to 1"),
+        (SEARCH | {"k": "5"}, "k: should be a valid integer"),
+        (SEARCH | {"top_k": 5}, "top_k is not a known field"),
+        (SEARCH | {"where": "lang"}, "where: should be an object"),
+        (SEARCH | {"query": 7}, "query: should be text"),
+        (SEARCH | {"min_lsn": "now"}, "min_lsn: not an LSN: 'now'"),
+        (SEARCH | {"min_lsn": 7}, "min_lsn: should be text like 16/B374D848"),
+        (SEARCH | {"timeout_s": 1e9}, "timeout_s: should be less than or equal to 300"),
+        ([], "the body is not a JSON object"),
+    ],
+)
+def test_a_wrong_field_is_named(client, service, body, error):
+    answer = client.post("/search", json=body)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(error)
+    assert "collection, query, k, where, min_lsn, timeout_s" in answer.json()["hint"]
+    assert service.calls == []
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000, b'{"k": NaN}'])
+def test_a_body_that_is_no_json_is_refused(client, body):
+    answer = client.post("/search", content=body)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]
+
+
+def test_an_empty_body_says_what_is_missing(client):
+    assert client.post("/search").json()["error"] == "collection is missing"
+
+
+@pytest.mark.parametrize("query", [{}, {"lsn": "x"}, {"lsn": "0/1", "timeout_s": "soon"}, {"lsn": "0/1", "a": "b"}])
+def test_wait_refuses_what_it_cannot_read(client, query):
+    answer = client.get("/wait", params=query)
+
+    assert answer.status_code == 400
+    assert answer.json()["hint"] == "fields: lsn, timeout_s"
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "error"),
+    [
+        (UsageError("no such collection", hint="there is: articles"), 400, "no such collection"),
+        (StoreUnavailable("the store is away", hint="start it"), 503, "the store is away"),
+        (VectorStoreError("the store is corrupt", hint="resync"), 500, "the store is corrupt"),
+    ],
+)
+def test_errors_of_the_daemon_are_json_with_a_hint(client, service, failure, status, error):
+    service.failure = failure
+
+    answer = client.post("/search", json=SEARCH)
+
+    assert answer.status_code == status
+    assert answer.json() == {"error": error, "hint": failure.hint}
+    assert ("retry-after" in answer.headers) == (status == 503)
+
+
+def test_a_bug_is_500_without_its_details(client, service):
+    service.failure = RuntimeError("a secret detail")
+
+    answer = client.post("/search", json=SEARCH)
+
+    assert answer.status_code == 500
+    assert set(answer.json()) == {"error", "hint"}
+    assert "secret" not in answer.text
+
+
+# Health, metrics, status.
+
+
+def test_health_says_that_the_process_lives(client):
+    assert client.get("/healthz").json()["status"] == "ok"
+
+
+def test_health_and_status_answer_while_every_search_hangs(client, service, running):
+    # Given more searches than there are threads for them, all stuck
+    service.hold = threading.Event()
+    port = running[1].port
+    threads = [
+        threading.Thread(target=httpx.post, args=(f"http://127.0.0.1:{port}/search",), kwargs={"json": SEARCH})
+        for _ in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for _ in range(16):
+        assert service.held.acquire(timeout=20)
+
+    # Then health, readiness and status answer
+    try:
+        for path in ("/healthz", "/readyz", "/status", "/metrics"):
+            assert client.get(path, timeout=5).status_code == 200
+    finally:
+        service.hold.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_readiness_lists_problems_with_their_remedies(client, service):
+    assert client.get("/readyz").json() == {"status": "ready", "problems": []}
+
+    service.problems = [Problem(name="SLOT_LOST", message="the slot is gone", hint="resync")]
+    answer = client.get("/readyz")
+
+    assert answer.status_code == 503
+    assert answer.json()["error"] == "not ready: SLOT_LOST"
+    assert answer.json()["problems"] == [{"name": "SLOT_LOST", "message": "the slot is gone", "hint": "resync"}]
+
+
+def test_metrics_are_in_prometheus_format(client):
+    answer = client.get("/metrics")
+
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert "# TYPE cdc_agent_freshness_seconds histogram" in answer.text
+
+
+def test_status_is_what_the_daemon_says(client):
+    assert client.get("/status").json() == {"state": "streaming"}
+
+
+# Dead letters and resyncs.
+
+
+def test_dead_letters_are_listed_and_shown(client):
+    letter = client.get("/dead-letters/3").json()
+
+    assert client.get("/dead-letters").json() == {"dead_letters": [letter]}
+    assert letter["version"] == "0/10.2"
+    assert letter["key"] == ["1"]
+    assert letter["parked_at"] == "2026-01-02T03:04:05.000+00:00"
+
+
+@pytest.mark.parametrize(("action", "status"), [("replay", 202), ("discard", 200)])
+def test_a_dead_letter_is_replayed_or_discarded(client, service, action, status):
+    answer = client.post(f"/dead-letters/3/{action}")
+
+    assert answer.status_code == status
+    assert service.calls == [(action, 3)]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/dead-letters/4"),
+        ("POST", "/dead-letters/4/replay"),
+        ("POST", "/dead-letters/4/discard"),
+        ("GET", f"/dead-letters/{10**30}"),
+    ],
+)
+def test_a_dead_letter_that_is_not_there_is_404(client, method, path):
+    answer = client.request(method, path)
+
+    assert answer.status_code == 404
+    assert answer.json()["error"].startswith("there is no dead letter")
+
+
+def test_resyncs_are_listed_and_begun(client, service):
+    assert client.get("/resyncs").json()["resyncs"][0]["rows_done"] == 5
+
+    answer = client.post("/resyncs", json={"table": "public.articles", "keys": [["1"], ["2"]], "reason": "audit"})
+
+    assert answer.status_code == 202
+    assert service.calls == [("public.articles", [("1",), ("2",)], "audit")]
+
+
+def test_keys_need_a_table(client):
+    answer = client.post("/resyncs", json={"keys": [["1"]]})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "keys without table"
+
+
+# Limits and refusals.
+
+
+def test_an_unknown_route_and_a_wrong_method_are_json(client):
+    for answer, status in ((client.get("/nowhere"), 404), (client.get("/search"), 405)):
+        assert answer.status_code == status
+        assert set(answer.json()) == {"error", "hint"}
+
+
+def test_a_body_that_says_it_is_too_large_is_refused(client):
+    answer = client.post("/search", content=b"x" * (MAX_BODY_BYTES + 1))
+
+    assert answer.status_code == 413
+    assert answer.json()["hint"] == f"the most is {MAX_BODY_BYTES} bytes"
+
+
+def test_a_body_that_grows_too_large_is_refused_while_it_comes(client):
+    # Given a body of unknown length that never ends
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        while sent < 50 * MAX_BODY_BYTES:
+            sent += 64 * 1024
+            yield b"x" * 64 * 1024
+
+    # When it is sent
+    try:
+        assert client.post("/search", content=endless()).status_code == 413
+    except httpx.TransportError:
+        pass  # The server hung up while we were still sending; which of the two we see is a race.
+
+    # Then only a part of it was taken
+    assert sent < 50 * MAX_BODY_BYTES
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}])
+def test_web_pages_of_other_sites_are_refused(client, service, headers):
+    answer = client.post("/dead-letters/3/discard", headers=headers)
+
+    assert answer.status_code == 403
+    assert answer.json()["hint"]
+    assert service.calls == []
+
+
+def test_our_own_pages_are_served(client, running):
+    origin = f"http://127.0.0.1:{running[1].port}"
+
+    assert client.post("/search", json=SEARCH, headers={"Origin": origin}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8765", "[::1]:8765"])
+def test_every_name_of_this_machine_is_taken(client, host):
+    assert client.get("/status", headers={"Host": host}).status_code == 200
+
+
+# Tokens.
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    path = tmp_path_factory.mktemp("tokens") / "tokens"
+    path.write_text(f"# two of them\n{TOKEN}\n\nanother-token-of-enough-characters\n")
+    server = HttpServer(create_app(FakeService(), tokens=Tokens.load(path)), host="127.0.0.1", port=0)
+    server.start()
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False) as client:
+        yield client
+    server.stop()
+
+
+@pytest.mark.parametrize("header", [f"Bearer {TOKEN}", "bearer another-token-of-enough-characters"])
+def test_a_known_token_opens_the_door(guarded, header):
+    headers = {"Authorization": header, "Host": "search.example"}
+
+    assert guarded.get("/status", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer # two of them"]
+)
+def test_anything_else_does_not(guarded, header):
+    answer = guarded.get("/status", headers={"Authorization": header})
+
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert set(answer.json()) == {"error", "hint"}
+
+
+def test_health_needs_no_token(guarded):
+    assert guarded.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot be read"), ("# none\n", "holds no token"), ("short\n", "too short")]
+)
+def test_a_tokens_file_that_protects_nothing_is_refused(tmp_path: Path, content, message):
+    path = tmp_path / "tokens"
+    if content is not None:
+        path.write_text(content)
+
+    with pytest.raises(ConfigError, match=message) as caught:
+        Tokens.load(path)
+
+    assert caught.value.hint
+
+
+# The server itself.
+
+
+def test_a_port_that_is_taken_is_named():
+    # Given a port in use
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+
+        # When a server wants it
+        with pytest.raises(ConfigError) as caught:
+            HttpServer(create_app(FakeService()), host="127.0.0.1", port=port).start()
+
+    # Then the error names it
+    assert caught.value.message == f"http.port: {port} on 127.0.0.1 is taken by another process"
+    assert "http.port" in caught.value.hint
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
+def test_an_address_that_is_not_ours_is_named(host):
+    with pytest.raises(ConfigError, match=r"http\.host"):
+        HttpServer(create_app(FakeService()), host=host, port=0).start()
+
+
+def test_a_server_stops_while_a_client_waits():
+    # Given a client that waits for a commit that never comes
+    service = FakeService()
+    asked = threading.Event()
+    service.on_wait = asked.set
+    server = HttpServer(create_app(service), host="127.0.0.1", port=0)
+    server.start()
+    waiting = threading.Thread(
+        target=_ignore_errors, args=(f"http://127.0.0.1:{server.port}/wait?lsn=1/0&timeout_s=300",)
+    )
+    waiting.start()
+    assert asked.wait(20)
+
+    # When the server stops
+    server.stop()
+    waiting.join(20)
+
+    # Then both are gone, long before the client's time is up
+    assert not server.alive
+    assert not waiting.is_alive()
+
+
+def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch):
+    # Given a server with little patience
+    monkeypatch.setattr(server_module, "HEADER_TIMEOUT_S", 0.2)
+    server = HttpServer(create_app(FakeService()), host="127.0.0.1", port=0)
+    server.start()
+
+    # When a client connects and sends half a request
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as silent:
+        silent.sendall(b"GET /healthz HT")
+
+        # Then the server hangs up
+        assert silent.recv(1) == b""
+    server.stop()
+
+
+def _ignore_errors(url: str) -> None:
+    try:
+        httpx.get(url, timeout=60)
+    except httpx.HTTPError:
+        pass
