@@ -66,7 +66,8 @@ class SourceGuard:
         identity = self._ledger.identity()
         if identity is None or not identity.slot_ready:
             self._create(server, begun=identity is not None)
-        self.verify(server)
+        else:
+            self.verify(server)
 
     def verify(self, server: ServerIdentity) -> None:
         """Raise ``IdentityMismatch`` unless streaming may go on from the stream's position."""

@@ -41,11 +41,13 @@ class DaemonClient:
             # A proxy from the environment must not see, or break, what goes to our own daemon.
             with httpx.Client(trust_env=False, timeout=httpx.Timeout(timeout_s, connect=5.0)) as client:
                 response = client.request(method, self._url + path, headers=self._headers, **content)
-        except httpx.TransportError as exc:
+        except httpx.InvalidURL as exc:
+            raise ConfigError(f"http.host: {self._url} is not an address: {exc}", hint="correct http.host") from exc
+        except httpx.HTTPError as exc:
             raise self._unavailable(exc) from exc
         return self._checked(response)
 
-    def _unavailable(self, exc: httpx.TransportError) -> DaemonUnavailable:
+    def _unavailable(self, exc: httpx.HTTPError) -> DaemonUnavailable:
         if isinstance(exc, httpx.TimeoutException):
             return DaemonUnavailable(f"the daemon at {self._url} does not answer in time", hint="look at its log")
         return DaemonUnavailable(
@@ -85,4 +87,8 @@ def _authorization(http: HttpConfig) -> dict[str, str]:
         from cdc_agent.web.access import read_tokens
 
         token = read_tokens(http.tokens_file)[0]
+    if token and not token.isascii():
+        raise ConfigError(
+            "the token is not plain ASCII", hint="correct CDC_AGENT_TOKEN: openssl rand -hex 32 makes one"
+        )
     return {"Authorization": f"Bearer {token}"} if token else {}

@@ -56,13 +56,21 @@ def read_tokens(path: Path) -> list[str]:
             f"http.tokens_file: {path} cannot be read: {reason}", hint="check the path and who may read it"
         ) from exc
     tokens = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not tokens or any(len(token) < MIN_TOKEN_CHARACTERS for token in tokens):
-        fault = "has a token that is too short" if tokens else "holds no token"
+    if fault := _fault_of(tokens):
         raise ConfigError(
             f"http.tokens_file: {path} {fault}",
             hint=f"one token a line, at least {MIN_TOKEN_CHARACTERS} characters: openssl rand -hex 32",
         )
     return tokens
+
+
+def _fault_of(tokens: list[str]) -> str:
+    if not tokens:
+        return "holds no token"
+    if any(len(token) < MIN_TOKEN_CHARACTERS for token in tokens):
+        return "has a token that is too short"
+    # A header carries neither blanks inside a token nor other alphabets.
+    return "" if all(token.isascii() and token.split() == [token] for token in tokens) else "has a token with odd signs"
 
 
 class AccessControl:

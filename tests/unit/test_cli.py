@@ -123,6 +123,15 @@ def test_a_token_in_the_environment_goes_first(run: Run, monkeypatch: pytest.Mon
     assert err.startswith("error: a valid token is required\nhint: ")
 
 
+def test_a_host_that_is_no_address_is_named(run: Run, config: Path) -> None:
+    config.write_text(config.read_text().replace("{port:", "{host: 'a b', port:"))
+
+    code, _, err = run("status")
+
+    assert code in (75, 78)
+    assert err.startswith("error: ")
+
+
 def test_dead_letters_are_listed_in_columns(run: Run) -> None:
     code, out, _ = run("dead-letters", "list")
 

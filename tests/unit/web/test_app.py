@@ -468,7 +468,8 @@ def test_health_needs_no_token(guarded):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "cannot be read"), ("# none\n", "holds no token"), ("short\n", "too short")]
+    ("content", "message"),
+    [(None, "cannot be read"), ("# none\n", "holds no token"), ("short\n", "too short"), (f"{TOKEN} x\n", "odd signs")],
 )
 def test_a_tokens_file_that_protects_nothing_is_refused(tmp_path: Path, content, message):
     path = tmp_path / "tokens"
