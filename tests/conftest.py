@@ -6,10 +6,13 @@ makes it run on every kind of server there is, ``@pytest.mark.postgres(versions=
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.daemon import DaemonProcess, merged
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.postgres import ALL_KINDS, Database, Kind, Servers, kinds_wanted
 from tests.support.tcp_proxy import TcpProxy
@@ -75,3 +78,26 @@ def fake_openai() -> Iterator[FakeOpenAI]:
     """A local server that speaks OpenAI's embeddings API and fails on request."""
     with FakeOpenAI() as server:
         yield server
+
+
+@pytest.fixture
+def new_daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
+    """Makes daemons that are ended with the test: ``new_daemon(pg, collections=[...], **settings)``, not started."""
+    made: list[DaemonProcess] = []
+
+    def make(pg: Database, *, collections: Sequence[Mapping[str, Any]], dsn: str = "", **settings: Any) -> DaemonProcess:
+        folder = tmp_path / f"daemon{len(made)}"
+        folder.mkdir()
+        source = {
+            "dsn": dsn or pg.dsn,
+            "slot_name": pg.slot_name,
+            "publication_name": pg.slot_name,
+            "plugin": pg.plugin,
+        }
+        over = merged({"source": source, "collections": list(collections)}, settings)
+        made.append(DaemonProcess(folder, over))
+        return made[-1]
+
+    yield make
+    for daemon in made:
+        daemon.close()

@@ -31,11 +31,12 @@ CHUNKER_VERSION: Final = 1
 ISOLATION_STEPS = 16
 #: … up to this many steps; simulated: fewer gives tiny chunks, more makes edits reach further.
 ISOLATION_MAX = 5
-#: Characters. A unit shorter than this ("---", "Yes.") recurs too often to tell places apart without its successor.
-SHORT = 24
+#: Characters after a break that decide its strength: an edit further on in the paragraph moves no boundary.
+HEAD = 32
 #: Characters of the longest piece that a word without end (base64, unspaced scripts) is cut into, and of the shortest.
 PIECE_MAX, PIECE_MIN = 32, 4
-_DRAW_BYTES = 8
+#: Bits of a draw: eight bytes for the head, four to tell equal heads apart.
+_DRAW_BITS = 96
 
 CountTokens: TypeAlias = Callable[[Sequence[str]], list[int]]
 _Span: TypeAlias = tuple[int, int]
@@ -175,36 +176,37 @@ def _strengths(text: str, units: list[_Unit], limit: int) -> list[int]:
 
     Level first, then how far the nearest stronger break is, then the draw.
     """
-    drawn = [-1, *(unit.level << 8 * _DRAW_BYTES | draw for unit, draw in _draws(text, units)), -1]
+    draws = list(_draws(text, units))
+    drawn = [-1, *(unit.level << _DRAW_BITS | draw for unit, draw in zip(units[1:], draws, strict=True)), -1]
     places = _places(units)
     strengths = [-1]
     for i, (before, after) in enumerate(_stronger_neighbours(drawn), start=1):
         distance = min(places[i] - places[before], places[after] - places[i])
         crowded = ISOLATION_MAX - min(distance * ISOLATION_STEPS // limit, ISOLATION_MAX)
-        level, draw = divmod(drawn[i], 1 << 8 * _DRAW_BYTES)
-        strengths.append((level << 8 | crowded) << 8 * _DRAW_BYTES | draw)
+        strengths.append((units[i].level << 8 | crowded) << _DRAW_BITS | draws[i - 1])
     return [*strengths, -1]
 
 
-def _draws(text: str, units: list[_Unit]) -> Iterator[tuple[_Unit, int]]:
-    """Each unit but the first with a number that only its content decides."""
-    previous, repeats = "", 0
-    for unit, follower in pairwise([*units, units[-1]]):
-        content = text[unit.start : follower.end if unit.end - unit.start < SHORT else unit.end]
-        # A run of equal units would draw equal numbers; their places in the run tell them apart.
+def _draws(text: str, units: list[_Unit]) -> Iterator[int]:
+    """A number for each break but the first; only the content behind the break decides it."""
+    repeats = 0
+    contents = (text[unit.start : unit.end] for unit in units)
+    for unit, (previous, content) in zip(units[1:], pairwise(contents), strict=True):
+        head = _digest(text[unit.start : unit.start + HEAD])
+        # In a run of equal units, their places in the run tell them apart.
         repeats = repeats + 1 if content == previous else 0
-        previous = content
-        if unit.start:
-            # Large units open chunks rather than end them: that leaves fewer ways to be cut anew (simulated).
-            yield unit, _draw(content, repeats) // unit.tokens**2
+        tail = zlib.crc32(_encoded(content), repeats)
+        # Large units open chunks rather than end them: that leaves fewer ways to be cut anew (simulated).
+        yield head // unit.tokens**2 << 32 | tail
 
 
-def _draw(content: str, repeats: int) -> int:
+def _digest(text: str) -> int:
     """Not ``hash()``, which differs between processes."""
-    digest = hashlib.blake2b(
-        content.encode("utf-8", "surrogatepass"), digest_size=_DRAW_BYTES, salt=repeats.to_bytes(8, "big")
-    )
-    return int.from_bytes(digest.digest(), "big")
+    return int.from_bytes(hashlib.blake2b(_encoded(text), digest_size=8).digest(), "big")
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _stretches(units: list[_Unit], strengths: list[int], limit: int) -> list[_Span]:
@@ -264,8 +266,7 @@ def _pieces(text: str, start: int, end: int) -> Iterator[_Span]:
         length = i - start
         if length < PIECE_MIN:
             continue
-        window = text[i - PIECE_MIN : i].encode("utf-8", "surrogatepass")
-        if length >= PIECE_MAX or zlib.crc32(window) % 16 == 0:
+        if length >= PIECE_MAX or zlib.crc32(_encoded(text[i - PIECE_MIN : i])) % 16 == 0:
             yield start, i
             start = i
     yield start, end

@@ -76,7 +76,7 @@ class Predicate:
     def __init__(self, sql: str) -> None:
         self.sql = sql
         self._tree = parse_condition(sql)
-        self.columns = frozenset(column_name(column) for column in self._tree.findall_of(exp.Column))
+        self.columns = frozenset(column_name(column) for column in self._tree.find_all(exp.Column))
         self._bound: tuple[Relation, _Condition] | None = None
         # Shape and literals are checked now, with columns that compare with everything.
         _Binder(sql, None).condition(self._tree)

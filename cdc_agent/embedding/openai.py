@@ -37,7 +37,7 @@ LONGEST_RETRY_AFTER_S = 3600.0
 #: Largest answer that is read, in bytes.
 LARGEST_ANSWER = 256 * 1024 * 1024
 
-_LETTERS_AND_SPACES = re.compile(r"[A-Za-z \t\r\n]")
+_RUNS = re.compile(r"[A-Za-z0-9]+|[ \t\r\n]+")
 
 
 class OpenAIEmbedder:
@@ -170,8 +170,9 @@ class OpenAIEmbedder:
 def estimate_tokens(text: str) -> int:
     """More tokens than the usual tokenizers make of a text, without having one.
 
-    Three letters or spaces of the Latin alphabet are counted as a token (English has about 4.5), every digit and
-    mark as one, other scripts by their UTF-8 bytes less one a character: 1 for Cyrillic, 2 for Chinese, 3 for emoji.
+    Three Latin letters or spaces are counted as a token (English has about 4.5), every digit and mark as one, and so
+    every letter of a word with digits; other scripts by their UTF-8 bytes less one a character: 1 for Cyrillic, 2 for
+    Chinese, 3 for emoji.
     Not a proof, a byte-level tokenizer can in theory make one token of every byte; a text that is too long all the
     same is refused by the endpoint and becomes a dead letter, it is not cut off.
 
@@ -179,7 +180,7 @@ def estimate_tokens(text: str) -> int:
     (6, 7, 4)
     """
     ascii_count = len(text.encode("ascii", "ignore"))
-    plain = len(_LETTERS_AND_SPACES.findall(text))
+    plain = sum(len(run) for run in _RUNS.findall(text) if run.isalpha() or run.isspace())
     beyond_ascii = len(text.encode("utf-8", "surrogatepass")) - len(text)
     return ceil(plain / 3) + (ascii_count - plain) + beyond_ascii
 

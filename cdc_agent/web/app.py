@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 from anyio import to_thread
@@ -95,17 +95,21 @@ class _Routes:
         wanted = parse(SearchRequest, await read_body(request))
         if wanted.min_lsn is not None:
             await self._reach(request, wanted.min_lsn, wanted.timeout_s)
+        return JSONResponse(await self._searches.run(lambda: self._found(wanted)))
+
+    def _found(self, wanted: SearchRequest) -> dict[str, Any]:
         # Read before the search: the hits are at least as fresh as the answer says.
-        applied_lsn, lag_s = self._service.applied_lsn(), self._service.lag_s()
-        hits = await self._searches.run(
-            lambda: self._service.search(wanted.collection, wanted.query, k=wanted.k, where=wanted.where or None)
-        )
-        return JSONResponse({"applied_lsn": str(applied_lsn), "lag_s": lag_s, "hits": [json_hit(hit) for hit in hits]})
+        fresh = self._freshness(self._service.applied_lsn())
+        hits = self._service.search(wanted.collection, wanted.query, k=wanted.k, where=wanted.where or None)
+        return {**fresh, "hits": [json_hit(hit) for hit in hits]}
+
+    def _freshness(self, applied_lsn: Lsn) -> dict[str, Any]:
+        return {"applied_lsn": str(applied_lsn), "lag_s": self._service.lag_s()}
 
     async def wait(self, request: Request) -> Response:
         wanted = parse(WaitRequest, dict(request.query_params))
         applied_lsn = await self._reach(request, wanted.lsn, wanted.timeout_s)
-        return JSONResponse({"applied_lsn": str(applied_lsn), "lag_s": self._service.lag_s()})
+        return JSONResponse(await self._operations.run(lambda: self._freshness(applied_lsn)))
 
     async def _reach(self, request: Request, lsn: Lsn, timeout_s: float) -> Lsn:
         """Wait in slices: a client that hung up or a server that stops frees its thread within a second."""

@@ -36,7 +36,7 @@ class Service(Protocol):
         ...
 
     def lag_s(self) -> float | None:
-        """Seconds that the index is behind the source, 0 when it is not; None when that is unknown. Never blocks."""
+        """Seconds that the index is behind the source, 0 when it is not; None when that is unknown."""
         ...
 
     def status(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -40,10 +40,22 @@ def minilm() -> Iterator[SentenceTransformersEmbedder]:
 
 
 @pytest.fixture
-def remote(fake_openai: FakeOpenAI) -> Iterator[OpenAIEmbedder]:
-    embedder = OpenAIEmbedder(fake_openai.base_url, "a-model", dimensions=8, batch_texts=4, timeout_s=20)
-    yield embedder
-    embedder.close()
+def connect() -> Iterator[Callable[..., OpenAIEmbedder]]:
+    """Builds embedders for endpoints; all are closed after the test."""
+    opened: list[OpenAIEmbedder] = []
+
+    def connect_one(url: str, **options: Any) -> OpenAIEmbedder:
+        opened.append(OpenAIEmbedder(url, "a-model", **options))
+        return opened[-1]
+
+    yield connect_one
+    for embedder in opened:
+        embedder.close()
+
+
+@pytest.fixture
+def remote(fake_openai: FakeOpenAI, connect: Callable[..., OpenAIEmbedder]) -> OpenAIEmbedder:
+    return connect(fake_openai.base_url, dimensions=8, batch_texts=4, timeout_s=20)
 
 
 @pytest.fixture(params=[pytest.param("minilm", marks=pytest.mark.model), "remote", "hashing"])
@@ -226,11 +238,11 @@ class TestBatches:
 
 
 class TestOpenAI:
-    def test_texts_are_sent_in_batches_with_model_key_and_dimensions(self, fake_openai: FakeOpenAI) -> None:
+    def test_texts_are_sent_in_batches_with_model_key_and_dimensions(
+        self, connect: Any, fake_openai: FakeOpenAI
+    ) -> None:
         # Given an embedder with a key
-        remote = OpenAIEmbedder(
-            fake_openai.base_url + "/", "a-model", api_key=lambda: "sk-secret", dimensions=16, batch_texts=2
-        )
+        remote = connect(fake_openai.base_url + "/", api_key=lambda: "sk-secret", dimensions=16, batch_texts=2)
 
         # When five texts are embedded
         vectors = remote.embed([f"text {number}" for number in range(5)])
@@ -242,9 +254,9 @@ class TestOpenAI:
             ("a-model", "Bearer sk-secret")
         }
 
-    def test_dimensions_that_are_not_configured_are_asked_for_once(self, fake_openai: FakeOpenAI) -> None:
+    def test_dimensions_that_are_not_configured_are_asked_for_once(self, connect: Any, fake_openai: FakeOpenAI) -> None:
         # When an embedder without dimensions is used
-        remote = OpenAIEmbedder(fake_openai.base_url, "a-model")
+        remote = connect(fake_openai.base_url)
         assert (remote.dimensions, remote.dimensions) == (8, 8)
         remote.embed(["text"])
 
@@ -289,10 +301,10 @@ class TestOpenAI:
         assert caught.value.retryable
         assert remote.embed(["a", "b"]).shape == (2, 8)
 
-    def test_an_endpoint_that_hangs_is_given_up_in_time(self, fake_openai: FakeOpenAI) -> None:
+    def test_an_endpoint_that_hangs_is_given_up_in_time(self, connect: Any, fake_openai: FakeOpenAI) -> None:
         # Given an endpoint that does not answer
         fake_openai.script(openai.hang())
-        remote = OpenAIEmbedder(fake_openai.base_url, "a-model", dimensions=8, timeout_s=0.3)
+        remote = connect(fake_openai.base_url, dimensions=8, timeout_s=0.3)
 
         # When it is asked
         begun = time.monotonic()
@@ -302,10 +314,10 @@ class TestOpenAI:
         # Then we did not wait for long
         assert time.monotonic() - begun < 5
 
-    def test_an_endpoint_that_trickles_is_given_up_in_time(self) -> None:
+    def test_an_endpoint_that_trickles_is_given_up_in_time(self, connect: Any) -> None:
         # Given an endpoint that sends a byte now and then, so that every single read is quick
         with Trickle() as url:
-            remote = OpenAIEmbedder(url, "a-model", dimensions=8, timeout_s=0.5)
+            remote = connect(url, dimensions=8, timeout_s=0.5)
 
             # When it is asked, then the whole answer has a deadline too
             begun = time.monotonic()
@@ -313,15 +325,15 @@ class TestOpenAI:
                 remote.embed(["a"])
             assert time.monotonic() - begun < 5
 
-    def test_an_endpoint_that_is_not_there_can_be_asked_again(self) -> None:
-        remote = OpenAIEmbedder("http://127.0.0.1:9/v1", "a-model", timeout_s=2)
+    def test_an_endpoint_that_is_not_there_can_be_asked_again(self, connect: Any) -> None:
+        remote = connect("http://127.0.0.1:9/v1", timeout_s=2)
         with pytest.raises(EmbedderUnavailable, match="cannot be reached"):
             remote.embed(["a"])
 
-    def test_a_key_that_is_refused_is_not_shown(self, fake_openai: FakeOpenAI) -> None:
+    def test_a_key_that_is_refused_is_not_shown(self, connect: Any, fake_openai: FakeOpenAI) -> None:
         # When the endpoint does not accept our key
         fake_openai.script(openai.server_error(401))
-        remote = OpenAIEmbedder(fake_openai.base_url, "a-model", api_key=lambda: "sk-secret", dimensions=8)
+        remote = connect(fake_openai.base_url, api_key=lambda: "sk-secret", dimensions=8)
         with pytest.raises(EmbedderUnavailable) as caught:
             remote.embed(["a"])
 
@@ -344,9 +356,7 @@ class TestOpenAI:
         assert "poison" not in str(caught.value)
         assert remote.embed(texts[:6] + texts[7:]).shape == (10, 8)
 
-    def test_when_every_text_is_refused_none_is_to_blame(
-        self, fake_openai: FakeOpenAI, remote: OpenAIEmbedder
-    ) -> None:
+    def test_when_every_text_is_refused_none_is_to_blame(self, fake_openai: FakeOpenAI, remote: OpenAIEmbedder) -> None:
         # Given an endpoint that refuses whatever we send, as it does for a model name that it does not know
         fake_openai.poison = ""
 
@@ -358,8 +368,8 @@ class TestOpenAI:
         assert not isinstance(caught.value, PoisonText)
         assert "embedding.model" in caught.value.hint
 
-    def test_an_address_without_an_api_is_a_wrong_configuration(self, fake_openai: FakeOpenAI) -> None:
-        remote = OpenAIEmbedder(fake_openai.base_url + "/wrong", "a-model", dimensions=8)
+    def test_an_address_without_an_api_is_a_wrong_configuration(self, connect: Any, fake_openai: FakeOpenAI) -> None:
+        remote = connect(fake_openai.base_url + "/wrong", dimensions=8)
         with pytest.raises(EmbeddingError, match="404") as caught:
             remote.embed(["a"])
         assert "embedding.url" in caught.value.hint
@@ -429,9 +439,7 @@ def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | No
         "!!! ??? ... --- === ((())) [[]] {{}}",
     ],
 )
-def test_the_estimate_of_tokens_is_not_below_a_real_tokenizer(
-    minilm: SentenceTransformersEmbedder, text: str
-) -> None:
+def test_the_estimate_of_tokens_is_not_below_a_real_tokenizer(minilm: SentenceTransformersEmbedder, text: str) -> None:
     assert estimate_tokens(text) >= minilm.count_tokens([text])[0]
 
 

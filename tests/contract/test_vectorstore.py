@@ -108,7 +108,9 @@ class TestCollections:
 class TestWrites:
     def test_what_was_written_is_read_back_as_it_was(self, store: VectorStore, name: str) -> None:
         # Given a record with every type of metadata and text that is not easy
-        written = record("public.t:ü,7#1.0", NORTH_EAST, "ein\x00Text\n😀", s="ß", i=2**53 + 1, f=0.5, yes=True, no=False)
+        written = record(
+            "public.t:ü,7#1.0", NORTH_EAST, "ein\x00Text\n😀", s="ß", i=2**53 + 1, f=0.5, yes=True, no=False
+        )
 
         # When it is written and read
         store.upsert(name, [written])

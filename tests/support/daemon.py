@@ -1,0 +1,188 @@
+"""The real daemon as a child process, configured, started, killed and asked by tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from cdc_agent.config import Config, load
+from cdc_agent.lsn import Lsn
+from tests.support.wait import until
+
+__all__ = ["DaemonProcess", "free_port"]
+
+START_S = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` on top of ``base``, section by section."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+class DaemonProcess:
+    """``cdc-agent run`` on a configuration of its own in ``folder``. Always stopped by the fixture that made it."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.port = free_port()
+        base = {
+            "state_dir": str(folder / "state"),
+            "embedding": {"backend": "hashing"},
+            "vectorstore": {"port": free_port()},
+            "http": {"port": self.port},
+            "retry": {"initial_s": 0.1, "maximum_s": 1.0},
+            "log": {"level": "debug"},
+        }
+        self.settings = merged(base, settings)
+        self.path = folder / "cdc-agent.yaml"
+        self.log_path = folder / "daemon.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._write()
+
+    def _write(self) -> None:
+        self.path.write_text(yaml.safe_dump(self.settings, sort_keys=False))
+
+    def configure(self, **settings: Any) -> None:
+        """Change the configuration for the next start."""
+        self.settings = merged(self.settings, settings)
+        self._write()
+
+    @property
+    def config(self) -> Config:
+        return load(self.path)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    def start(self, *, failpoint: str | None = None, ready: bool = True, env: Mapping[str, str] | None = None) -> None:
+        """Start, and wait until it is ready unless told otherwise."""
+        assert self._process is None or self._process.poll() is not None, "it runs already"
+        environment = {**os.environ, **(env or {})}
+        environment.pop("CDC_FAILPOINT", None)
+        if failpoint:
+            environment["CDC_FAILPOINT"] = failpoint
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "cdc_agent.cli", "run", "-c", str(self.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+            )
+        if ready:
+            self.wait_ready()
+
+    def wait_ready(self, timeout_s: float = START_S) -> None:
+        def ready() -> bool:
+            if not self.running:
+                pytest.fail(f"the daemon ended with {self.returncode}:\n{self.log[-4000:]}")
+            return self.problems() == []
+
+        until(ready, timeout_s, "the daemon to be ready")
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def returncode(self) -> int | None:
+        return None if self._process is None else self._process.poll()
+
+    def wait_exit(self, timeout_s: float = 60.0) -> int:
+        """Wait for the process to end; returns its exit code (negative: the signal)."""
+        assert self._process is not None
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the daemon still runs after {timeout_s:g} s:\n{self.log[-4000:]}")
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(10)
+
+    def terminate(self, timeout_s: float = 40.0) -> int:
+        """SIGTERM; returns the exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait_exit(timeout_s)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def close(self) -> None:
+        if self.running:
+            self.signal(signal.SIGCONT)
+            self.kill()
+
+    # -- questions -------------------------------------------------------------------------------------------
+
+    def get(self, path: str, **params: Any) -> httpx.Response:
+        return httpx.get(self.url + path, params=params or None, timeout=70.0)
+
+    def post(self, path: str, body: Any = None) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=70.0)
+
+    def problems(self) -> list[dict[str, Any]] | None:
+        """What /readyz complains of; None while nobody answers."""
+        try:
+            answer = self.get("/readyz")
+        except httpx.TransportError:
+            return None
+        return list(answer.json().get("problems", [])) if answer.status_code in (200, 503) else None
+
+    def wait_applied(self, lsn: Lsn | str, timeout_s: float = 60.0) -> None:
+        """Wait until the index is complete up to ``lsn``."""
+        answer = self.get("/wait", lsn=str(lsn), timeout_s=timeout_s)
+        if answer.status_code != 200:
+            pytest.fail(f"{lsn} was not reached: {answer.text}\n{self.log[-4000:]}")
+
+    def search(self, collection: str, query: str, **more: Any) -> list[dict[str, Any]]:
+        answer = self.post("/search", {"collection": collection, "query": query, **more})
+        assert answer.status_code == 200, answer.text
+        return list(answer.json()["hits"])
+
+    def status(self) -> dict[str, Any]:
+        return dict(self.get("/status").json())
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample of /metrics, summed over the labels that are not given; 0 where there is none."""
+        total = 0.0
+        for line in self.get("/metrics").text.splitlines():
+            sample, _, value = line.rpartition(" ")
+            if sample.partition("{")[0] == name and all(f'{k}="{v}"' in sample for k, v in labels.items()):
+                total += float(value)
+        return total

@@ -1,0 +1,156 @@
+"""The oracle: recomputes from SELECT what the store must hold, and compares everything.
+
+Missing, stale, torn, orphaned, doubled, wrong metadata, wrong vector: each shows as a difference by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import chromadb
+import numpy as np
+
+from cdc_agent.config import Config
+from cdc_agent.daemon.build import build_embedder
+from cdc_agent.documents.chunking import Chunker
+from cdc_agent.documents.collection import CollectionSpec
+from cdc_agent.documents.model import document_id
+from cdc_agent.embedding.base import Embedder
+from cdc_agent.events import Column, Relation, Row
+from cdc_agent.source.connection import connect
+from tests.support.daemon import DaemonProcess
+from tests.support.postgres import Database
+from tests.support.wait import until
+
+__all__ = ["assert_index_equals_table", "stored"]
+
+#: One chunk as the oracle sees it: document, position, text, metadata without what only the index knows.
+Chunk = tuple[str, int, str, tuple[tuple[str, Any], ...]]
+
+#: Keys whose values depend on which commit wrote the chunk last.
+_VOLATILE = ("cdc_lsn", "cdc_commit_ts")
+
+
+def assert_index_equals_table(daemon: DaemonProcess, pg: Database, timeout_s: float = 90.0) -> None:
+    """Wait until the index has caught up, then compare every collection with its table."""
+    daemon.wait_applied(pg.execute("select pg_current_wal_lsn()::text")[0][0], timeout_s)
+    config = daemon.config
+    embedder = build_embedder(config.embedding)
+    for spec in config.collection_specs():
+        wanted = expected(pg, spec, embedder)
+        # Old chunks are deleted just after the new ones became visible; nothing else may differ by now.
+        until(lambda spec=spec, wanted=wanted: _same(config, spec, wanted), 20.0, f"{spec.name} to equal its table")
+        _check_vectors(config, spec, embedder)
+
+
+def expected(pg: Database, spec: CollectionSpec, embedder: Embedder) -> list[Chunk]:
+    """What the table says now."""
+    chunker = Chunker(min(spec.max_tokens, embedder.max_tokens), spec.overlap_tokens, embedder.count_tokens)
+    chunks: list[Chunk] = []
+    for row in rows_of(pg, spec):
+        if spec.predicate is not None and not row_satisfies(pg, spec, row):
+            continue
+        found = document_id(spec.qualified_table, row.key() or ())
+        document = spec.render(row, found)
+        metadata = {k: v for k, v in document.metadata.items() if v is not None}
+        for position, text in enumerate(chunker.chunk(document.text)):
+            own = {**metadata, "cdc_doc": found, "cdc_table": spec.qualified_table, "cdc_chunk": position}
+            chunks.append((found, position, text, tuple(sorted(own.items()))))
+    return sorted(chunks)
+
+
+def rows_of(pg: Database, spec: CollectionSpec) -> list[Row]:
+    """Every row, in the server's own text form."""
+    with connect(pg.dsn) as connection:
+        key = [
+            row[0]
+            for row in connection.execute(
+                "select a.attname from pg_index i join unnest(i.indkey) with ordinality k(n, place) on true "
+                "join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.n "
+                "join pg_class c on c.oid = i.indrelid "
+                "where i.indrelid = %s::regclass and case c.relreplident when 'i' then i.indisreplident "
+                "else i.indisprimary end order by k.place",
+                (f'"{spec.schema}"."{spec.table}"',),
+            ).fetchall()
+        ]
+        cursor = connection.execute(f'select * from "{spec.schema}"."{spec.table}"'.encode())
+        result = cursor.pgresult
+        assert result is not None
+        columns = tuple(
+            Column(name=(result.fname(i) or b"").decode(), type_oid=result.ftype(i)) for i in range(result.nfields)
+        )
+        relation = Relation(
+            oid=0, root_oid=0, schema=spec.schema, name=spec.table, columns=columns, key=tuple(key)
+        )
+        return [
+            Row(relation, tuple(result.get_value(i, j) for j in range(result.nfields))) for i in range(result.ntuples)
+        ]
+
+
+def row_satisfies(pg: Database, spec: CollectionSpec, row: Row) -> bool:
+    """Postgres itself decides the predicate."""
+    assert spec.predicate is not None
+    where = " and ".join(f'"{name}" = %s' for name in row.relation.key)
+    statement = f'select count(*) from "{spec.schema}"."{spec.table}" where ({spec.predicate.sql}) and {where}'
+    return bool(pg.execute(statement.replace("%s", "\0").replace("%", "%%").replace("\0", "%s"), row.key() or ())[0][0])
+
+
+def stored(config: Config, collection: str) -> dict[str, Sequence[Any]]:
+    """Everything in one collection, read as a RAG app would: with Chroma's own client."""
+    client = chromadb.HttpClient(host=config.vectorstore.host, port=config.vectorstore.port)
+    found = client.get_collection(collection, embedding_function=None).get(
+        include=["documents", "metadatas", "embeddings"]
+    )
+    return {k: v if v is not None else [] for k, v in found.items()}
+
+
+def _same(config: Config, spec: CollectionSpec, wanted: Sequence[Chunk]) -> bool:
+    found = stored(config, spec.name)
+    actual: list[Chunk] = []
+    for text, metadata in zip(found["documents"], found["metadatas"], strict=True):
+        own = {k: v for k, v in metadata.items() if k not in _VOLATILE}
+        assert set(_VOLATILE) <= set(metadata), f"metadata lacks {_VOLATILE}: {metadata}"
+        actual.append((str(own["cdc_doc"]), int(own["cdc_chunk"]), text, tuple(sorted(own.items()))))
+    problems = _differences(wanted, sorted(actual))
+    assert not problems, "\n".join(problems[:20])
+    return True
+
+
+def _differences(wanted: Sequence[Chunk], actual: Sequence[Chunk]) -> list[str]:
+    problems: list[str] = []
+    documents = {chunk[0] for chunk in wanted}
+    by_place: dict[tuple[str, int], list[Chunk]] = {}
+    for chunk in actual:
+        by_place.setdefault((chunk[0], chunk[1]), []).append(chunk)
+    for chunk in wanted:
+        held = by_place.pop((chunk[0], chunk[1]), [])
+        if not held:
+            problems.append(f"missing {chunk[0]} chunk {chunk[1]}: {chunk[2][:60]!r}")
+        elif len(held) > 1:
+            problems.append(f"doubled {chunk[0]} chunk {chunk[1]}: {[h[2][:40] for h in held]}")
+        elif held[0][2] != chunk[2]:
+            problems.append(f"stale {chunk[0]} chunk {chunk[1]}: {held[0][2][:60]!r} instead of {chunk[2][:60]!r}")
+        elif held[0][3] != chunk[3]:
+            problems.append(f"wrong metadata {chunk[0]} chunk {chunk[1]}: {held[0][3]} instead of {chunk[3]}")
+    for (document, position), held in by_place.items():
+        kind = "torn" if document in documents else "orphaned"
+        problems.append(f"{kind} {document} chunk {position}: {[h[2][:40] for h in held]}")
+    return problems
+
+
+def _check_vectors(config: Config, spec: CollectionSpec, embedder: Embedder) -> None:
+    """With the deterministic embedder a wrong or stale vector is visible by value."""
+    if config.embedding.backend != "hashing":
+        return
+    found = stored(config, spec.name)
+    texts = list(found["documents"])
+    if texts:
+        wanted = embedder.embed(texts)
+        assert np.allclose(np.asarray(found["embeddings"]), wanted, atol=1e-5), f"a vector of {spec.name} is not its text's"
+
+
+def texts_of(config: Config, collection: str) -> Mapping[str, str]:
+    """Chunk texts by id."""
+    found = stored(config, collection)
+    return dict(zip(found["ids"], found["documents"], strict=True))
