@@ -10,11 +10,13 @@ from cdc_agent.errors import CdcAgentError
 __all__ = ["open_file"]
 
 
-def open_file(path: Path, error: type[CdcAgentError], *, read_only: bool = False) -> sqlite3.Connection:
+def open_file(
+    path: Path, error: type[CdcAgentError], *, read_only: bool = False, page_bytes: int = 4096
+) -> sqlite3.Connection:
     """Open or create a database file.
 
     Commits are on disk when they return (``synchronous=FULL``). Raises ``error`` when the file cannot be opened or
-    is damaged. The connection may be used from any thread, by one at a time.
+    is damaged. ``page_bytes`` counts for a new file only. The connection may be used from any thread, by one at a time.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -22,6 +24,7 @@ def open_file(path: Path, error: type[CdcAgentError], *, read_only: bool = False
         connection = sqlite3.connect(
             f"file:{path}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False, timeout=30.0
         )
+        connection.execute(f"pragma page_size = {page_bytes:d}")
         connection.execute("pragma journal_mode = wal" if not read_only else "pragma query_only = on")
         connection.execute("pragma synchronous = full")
         connection.execute("pragma foreign_keys = on")

@@ -35,6 +35,8 @@ ISOLATION_MAX = 5
 HEAD = 32
 #: Characters of the longest piece that a word without end (base64, unspaced scripts) is cut into, and of the shortest.
 PIECE_MAX, PIECE_MIN = 32, 4
+#: The level of the break below a heading: finer than all others.
+HELD = 255
 #: Bits of a draw: eight bytes for the head, four to tell equal heads apart.
 _DRAW_BITS = 96
 
@@ -73,7 +75,7 @@ class Chunker:
         text = text.strip()
         if not text:
             return []
-        units = _with_headings(text, self._units(text), self._limit)
+        units = _below_headings(text, self._units(text))
         spans = self._fitting(text, units)
         if self._overlap_tokens:
             spans = self._overlapping(text, spans)
@@ -154,21 +156,23 @@ def _refined(text: str, units: list[_Unit], limit: int, level: int, split: _Spli
     return refined
 
 
-def _with_headings(text: str, units: list[_Unit], limit: int) -> list[_Unit]:
-    """Markdown headings become one unit with what they head, where both fit."""
-    joined: list[_Unit] = []
-    for unit in reversed(units):
-        follower = joined[-1] if joined else None
-        if (
-            follower is not None
-            and unit.level == follower.level == 0
-            and unit.tokens + follower.tokens <= limit
-            and _HEADING.fullmatch(text, unit.start, unit.end)
-        ):
-            joined[-1] = _Unit(unit.start, follower.end, 0, unit.tokens + follower.tokens)
-        else:
-            joined.append(unit)
-    return joined[::-1]
+def _below_headings(text: str, units: list[_Unit]) -> list[_Unit]:
+    """The break between a Markdown heading and what it heads becomes the weakest of all: cut only where nothing else
+    helps."""
+    held = [
+        unit._replace(level=HELD) if unit.level == 0 and _HEADING.fullmatch(text, heading.start, heading.end) else unit
+        for heading, unit in pairwise(units)
+    ]
+    return [units[0], *held]
+
+
+def _weights(units: list[_Unit]) -> list[int]:
+    """Tokens of each unit; a heading has those of what it heads, too."""
+    weights: list[int] = []
+    for unit, follower in zip(reversed(units), [None, *reversed(units)], strict=False):
+        headed = weights[-1] if follower is not None and follower.level == HELD else 0
+        weights.append(unit.tokens + headed)
+    return weights[::-1]
 
 
 def _strengths(text: str, units: list[_Unit], limit: int) -> list[int]:
@@ -191,13 +195,13 @@ def _draws(text: str, units: list[_Unit]) -> Iterator[int]:
     """A number for each break but the first; only the content behind the break decides it."""
     repeats = 0
     contents = (text[unit.start : unit.end] for unit in units)
-    for unit, (previous, content) in zip(units[1:], pairwise(contents), strict=True):
+    for unit, weight, (previous, content) in zip(units[1:], _weights(units)[1:], pairwise(contents), strict=True):
         head = _digest(text[unit.start : unit.start + HEAD])
         # In a run of equal units, their places in the run tell them apart.
         repeats = repeats + 1 if content == previous else 0
         tail = zlib.crc32(_encoded(content), repeats)
         # Large units open chunks rather than end them: that leaves fewer ways to be cut anew (simulated).
-        yield head // unit.tokens**2 << 32 | tail
+        yield head // weight**2 << 32 | tail
 
 
 def _digest(text: str) -> int:

@@ -82,7 +82,7 @@ class Wal2JsonDecoder:
     def feed(self, payload: memoryview | bytes) -> Transaction | None:
         try:
             message = self._decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        except msgspec.DecodeError as exc:
             raise DecodeError(f"malformed wal2json message of {len(payload)} bytes", hint=_HINT) from exc
         action = message.action
         if action in ("I", "U", "D", "T"):
@@ -146,21 +146,27 @@ _HINT = "the replication stream is damaged or newer than this program; report it
 
 
 def _row(relation: Relation, given: list[_Value]) -> RawRow:
+    """The values in the relation's column order; what was not given is ``UNCHANGED``."""
     columns = relation.columns
-    if len(given) == len(columns) and all(map(_same_name, given, columns)):
-        return tuple([_raw(value.value, column.type_oid) for value, column in zip(given, columns, strict=True)])
+    if len(given) == len(columns):
+        row: list[RawValue] = []
+        for item, column in zip(given, columns, strict=True):
+            if item.name != column.name:
+                break
+            value = item.value
+            # Most values are text; the rest, and bytea, take the longer way.
+            plain = type(value) is str and column.type_oid != BYTEA_OID
+            row.append(value.encode() if plain else _raw(value, column.type_oid))
+        else:
+            return tuple(row)
     by_name = {value.name: value.value for value in given}
     return tuple([_raw(by_name[c.name], c.type_oid) if c.name in by_name else UNCHANGED for c in columns])
-
-
-def _same_name(value: _Value, column: Any) -> bool:
-    return bool(value.name == column.name)
 
 
 def _raw(value: Any, type_oid: int) -> RawValue:
     """Postgres' text form of one JSON value."""
     if type(value) is str:
-        return (f"\\x{value}" if type_oid == BYTEA_OID else value).encode("utf-8", "surrogatepass")
+        return (f"\\x{value}" if type_oid == BYTEA_OID else value).encode()
     if value is None:
         return UNCHANGED if type_oid in FLOAT_OIDS else None
     if value is True:

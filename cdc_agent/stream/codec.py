@@ -5,7 +5,8 @@ decodes only the columns it looks at.
 
 Layout: ``[FORMAT, relations, transactions]``; a relation is ``[oid, root_oid, schema, name, identity, key, columns]``;
 a transaction is ``[xid, commit_lsn, commit_ts_us, end_lsn | nil, snapshot | nil, resync id, changes]``; a change is ``[op,
-relation index | -1, ordinal, before | nil, after | nil]``; UNCHANGED is ``false``.
+relation index | -1, ordinal, before | nil, after | nil]``. Values are binary; UNCHANGED, the only text among them, is
+its enum value.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 
 from cdc_agent.errors import StreamError
-from cdc_agent.events import UNCHANGED, ChangeEvent, Column, Op, RawRow, Relation, Row, Transaction
+from cdc_agent.events import UNCHANGED, ChangeEvent, Column, Op, Relation, Row, Transaction
 from cdc_agent.lsn import Lsn, Version
 
 __all__ = ["decode", "encode"]
@@ -29,30 +30,43 @@ _decode = msgspec.msgpack.Decoder().decode
 
 def encode(transactions: Iterable[Transaction]) -> bytes:
     """Pack transactions (or parts of one) into a block."""
-    relations: dict[int, int] = {}
-    described: list[Any] = []
-    packed: list[Any] = []
-    for tx in transactions:
-        changes: list[Any] = []
-        for op, relation, ordinal, before, after in tx.changes:
-            if relation is None:
-                place = -1
-            else:
-                place = relations.get(id(relation), -1)
-                if place < 0:
-                    place = relations[id(relation)] = len(described)
-                    described.append(_describe(relation))
-            changes.append((op, place, ordinal, _marked(before), _marked(after)))
-        end = None if tx.end_lsn is None else int(tx.end_lsn)
-        packed.append((tx.xid, int(tx.commit_lsn), tx.commit_ts_us, end, tx.snapshot, tx.resync_id, changes))
-    return bytes(_encode((_FORMAT, described, packed)))
+    places = _Places()
+    packed = [
+        (
+            tx.xid,
+            int(tx.commit_lsn),
+            tx.commit_ts_us,
+            None if tx.end_lsn is None else int(tx.end_lsn),
+            tx.snapshot,
+            tx.resync_id,
+            [(op, places[relation], ordinal, before, after) for op, relation, ordinal, before, after in tx.changes],
+        )
+        for tx in transactions
+    ]
+    return bytes(_encode((_FORMAT, [_describe(r) for r in places.relations], packed)))
 
 
-def _marked(row: RawRow | None) -> Any:
-    """The row with UNCHANGED as false; the common row without any is passed as it is."""
-    if row is None or UNCHANGED not in row:
-        return row
-    return tuple(False if value is UNCHANGED else value for value in row)
+class _Places:
+    """The relations of a block in the order of their first change; -1 for a change without one."""
+
+    def __init__(self) -> None:
+        self.relations: list[Relation] = []
+        self._last: Relation | None = None
+        self._place = -1
+        self._by_id: dict[int, int] = {}
+
+    def __getitem__(self, relation: Relation | None) -> int:
+        if relation is self._last:
+            return self._place
+        self._last = relation
+        self._place = -1 if relation is None else self._find(relation)
+        return self._place
+
+    def _find(self, relation: Relation) -> int:
+        if id(relation) not in self._by_id:
+            self._by_id[id(relation)] = len(self.relations)
+            self.relations.append(relation)
+        return self._by_id[id(relation)]
 
 
 def _describe(relation: Relation) -> Any:
@@ -147,4 +161,4 @@ def _relation(packed: Sequence[Any]) -> Relation:
 def _row(relation: Relation | None, packed: Sequence[Any] | None) -> Row | None:
     if relation is None or packed is None:
         return None
-    return Row(relation, tuple(UNCHANGED if value is False else value for value in packed))
+    return Row(relation, tuple(UNCHANGED if type(value) is str else value for value in packed))

@@ -940,9 +940,13 @@ def test_tables_that_inherit_are_cut_off_by_the_hint(articles: Database) -> None
     assert_mended_by_its_hint(articles, finding)
 
 
-def test_a_table_that_we_may_not_read_is_granted_by_the_hint(articles: Database, reader: str) -> None:
+@pytest.mark.parametrize(
+    "granted", ["", "grant usage on schema closed to {role}", "grant select on closed.papers to {role}"]
+)
+def test_a_table_that_we_may_not_read_is_granted_by_the_hint(articles: Database, reader: str, granted: str) -> None:
     # Given
     articles.execute("create schema closed; create table closed.papers (id int primary key)")
+    articles.execute(granted.format(role=reader))
     articles.execute("create publication cdc_agent for table closed.papers")
     wanted = {"dsn": dsn_of(articles, reader), "tables": [("closed", "papers")]}
 
@@ -1322,6 +1326,18 @@ def test_partitions_published_one_by_one_are_not_the_table(parted: Database) -> 
     assert "does not hold public.articles" in finding.message
     assert_mended_by_its_hint(parted, finding, **wanted)
     parted.execute(f"drop owned by {role}; drop role {role}")
+
+
+def test_a_partition_is_published_with_its_table(parted: Database) -> None:
+    # Given
+    parted.execute("create publication cdc_agent for table articles")
+
+    # When
+    findings = examine(parted, tables=[("public", "a24")])
+
+    # Then
+    assert failures(findings) == []
+    assert named(findings, "publication").message == "publication cdc_agent holds every table"
 
 
 def test_a_partitioned_table_without_partitions_is_covered_by_name(pg: Database) -> None:

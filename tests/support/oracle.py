@@ -5,7 +5,8 @@ Missing, stale, torn, orphaned, doubled, wrong metadata, wrong vector: each show
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import chromadb
@@ -17,8 +18,10 @@ from cdc_agent.documents.chunking import Chunker
 from cdc_agent.documents.collection import CollectionSpec
 from cdc_agent.documents.model import document_id
 from cdc_agent.embedding.base import Embedder
+from cdc_agent.errors import LedgerError
 from cdc_agent.events import Column, Relation, Row
 from cdc_agent.source.connection import connect
+from cdc_agent.sqlite_file import open_file
 from tests.support.daemon import DaemonProcess
 from tests.support.postgres import Database
 from tests.support.wait import until
@@ -32,12 +35,22 @@ Chunk = tuple[str, int, str, tuple[tuple[str, Any], ...]]
 _VOLATILE = ("cdc_lsn", "cdc_commit_ts")
 
 
-def assert_index_equals_table(daemon: DaemonProcess, pg: Database, timeout_s: float = 90.0) -> None:
-    """Wait until the index has caught up, then compare every collection with its table."""
+def assert_index_equals_table(
+    daemon: DaemonProcess, pg: Database, timeout_s: float = 90.0, only: Collection[str] = ()
+) -> None:
+    """Wait until the index has caught up, then compare every collection (or ``only`` some) with its table.
+
+    An embedded store belongs to the daemon alone, so there the daemon is stopped, and the caller starts it again.
+    """
     daemon.wait_applied(pg.execute("select pg_current_wal_lsn()::text")[0][0], timeout_s)
     config = daemon.config
+    if config.vectorstore.mode == "embedded":
+        until(lambda: _garbage(config) == 0, 20.0, "the garbage to be collected")
+        assert daemon.terminate() == 0, daemon.log[-4000:]
     embedder = build_embedder(config.embedding)
     for spec in config.collection_specs():
+        if only and spec.name not in only:
+            continue
         wanted = expected(pg, spec, embedder)
         # Old chunks are deleted just after the new ones became visible; nothing else may differ by now.
         until(lambda spec=spec, wanted=wanted: _same(config, spec, wanted), 20.0, f"{spec.name} to equal its table")
@@ -71,10 +84,10 @@ def rows_of(pg: Database, spec: CollectionSpec) -> list[Row]:
                 "join pg_class c on c.oid = i.indrelid "
                 "where i.indrelid = %s::regclass and case c.relreplident when 'i' then i.indisreplident "
                 "else i.indisprimary end order by k.place",
-                (f'"{spec.schema}"."{spec.table}"',),
+                (_quoted(spec),),
             ).fetchall()
         ]
-        cursor = connection.execute(f'select * from "{spec.schema}"."{spec.table}"'.encode())
+        cursor = connection.execute(f"select * from {_quoted(spec)}".encode())
         result = cursor.pgresult
         assert result is not None
         columns = tuple(
@@ -91,18 +104,45 @@ def rows_of(pg: Database, spec: CollectionSpec) -> list[Row]:
 def row_satisfies(pg: Database, spec: CollectionSpec, row: Row) -> bool:
     """Postgres itself decides the predicate."""
     assert spec.predicate is not None
-    where = " and ".join(f'"{name}" = %s' for name in row.relation.key)
-    statement = f'select count(*) from "{spec.schema}"."{spec.table}" where ({spec.predicate.sql}) and {where}'
+    where = " and ".join(f"{_identifier(name)} = %s" for name in row.relation.key)
+    statement = f"select count(*) from {_quoted(spec)} where ({spec.predicate.sql}) and {where}"
     return bool(pg.execute(statement.replace("%s", "\0").replace("%", "%%").replace("\0", "%s"), row.key() or ())[0][0])
 
 
 def stored(config: Config, collection: str) -> dict[str, Sequence[Any]]:
     """Everything in one collection, read as a RAG app would: with Chroma's own client."""
-    client = chromadb.HttpClient(host=config.vectorstore.host, port=config.vectorstore.port)
-    found = client.get_collection(collection, embedding_function=None).get(
-        include=["documents", "metadatas", "embeddings"]
-    )
-    return {k: v if v is not None else [] for k, v in found.items()}
+    with _client(config) as client:
+        found = client.get_collection(collection, embedding_function=None).get(
+            include=["documents", "metadatas", "embeddings"]
+        )
+        return {k: v if v is not None else [] for k, v in found.items()}
+
+
+@contextmanager
+def _client(config: Config) -> Iterator[Any]:
+    settings = config.vectorstore
+    if settings.mode != "embedded":
+        yield chromadb.HttpClient(host=settings.host, port=settings.port)
+        return
+    client = chromadb.PersistentClient(path=str(config.vectorstore_path))
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _garbage(config: Config) -> int:
+    """Chunks that the ledger still has to delete from the store."""
+    with closing(open_file(config.ledger_path, LedgerError, read_only=True)) as ledger:
+        return int(ledger.execute("select count(*) from garbage").fetchone()[0])
+
+
+def _quoted(spec: CollectionSpec) -> str:
+    return f"{_identifier(spec.schema)}.{_identifier(spec.table)}"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _same(config: Config, spec: CollectionSpec, wanted: Sequence[Chunk]) -> bool:
