@@ -1,27 +1,27 @@
 """The error tree. Every error knows whether trying again can help and what an operator should do.
 
-    CdcAgentError
-    ├── UsageError                 the command line is wrong                          exit 2
-    ├── ConfigError                the configuration is wrong                         exit 78
-    ├── PreflightError             the database is not set up for us                  exit 78
-    ├── IdentityMismatch           source, ledger, stream or store are not a set      exit 78, names a state
-    ├── SourceError                Postgres, or what it sent
-    │   ├── SourceUnavailable      connection refused, lost, shutting down            retryable
-    │   ├── SlotBusy               another process streams from our slot              retryable
-    │   ├── SourceAuthError        password, certificate or pg_hba                    retryable, slowly
-    │   └── DecodeError            bytes that are not the protocol
-    ├── StreamError                the durable log between capture and agents
-    │   └── StreamFull             configured bytes are used up                       retryable
-    ├── LedgerError                the durable state of agents
-    │   └── LedgerFull             no space on its disk                              retryable
-    ├── EmbeddingError             the model
-    │   ├── EmbedderUnavailable    endpoint down, overloaded, rate limited            retryable
-    │   └── PoisonText             one text that the model refuses
-    ├── VectorStoreError           the store
-    │   ├── StoreUnavailable       refused, timed out, 5xx                            retryable
-    │   └── StoreRejected          a record that it will never take
-    ├── RenderError                one row that cannot become a document
-    └── DaemonUnavailable          a command needs the daemon and it does not answer  exit 75
+CdcAgentError
+├── UsageError                 the command line is wrong                          exit 2
+├── ConfigError                the configuration is wrong                         exit 78
+├── PreflightError             the database is not set up for us                  exit 78
+├── IdentityMismatch           source, ledger, stream or store are not a set      exit 78, names a state
+├── SourceError                Postgres, or what it sent
+│   ├── SourceUnavailable      connection refused, lost, shutting down            retryable
+│   ├── SlotBusy               another process streams from our slot              retryable
+│   ├── SourceAuthError        password, certificate or pg_hba                    retryable, slowly
+│   └── DecodeError            bytes that are not the protocol
+├── StreamError                the durable log between capture and agents
+│   └── StreamFull             configured bytes are used up                       retryable
+├── LedgerError                the durable state of agents
+│   └── LedgerFull             no space on its disk                              retryable
+├── EmbeddingError             the model
+│   ├── EmbedderUnavailable    endpoint down, overloaded, rate limited            retryable
+│   └── PoisonText             one text that the model refuses
+├── VectorStoreError           the store
+│   ├── StoreUnavailable       refused, timed out, 5xx                            retryable
+│   └── StoreRejected          a record that it will never take
+├── RenderError                one row that cannot become a document
+└── DaemonUnavailable          a command needs the daemon and it does not answer  exit 75
 """
 
 from __future__ import annotations

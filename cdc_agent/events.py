@@ -1,18 +1,12 @@
-"""What travels through the house: relations, rows, transactions, and the ``ChangeEvent`` in Debezium's envelope.
+"""What travels through the house: relations, rows, transactions, ``ChangeEvent``. ``envelope`` has Debezium's form.
 
 Facts only; no socket, no clock. Values stay in Postgres' text form (bytes) until somebody asks for them by name,
 because capture must be fast and exact and most columns are never looked at.
-Envelope: https://debezium.io/documentation/reference/stable/connectors/postgresql.html#postgresql-events
 """
 
 from __future__ import annotations
 
-import base64
-import datetime as dt
-import decimal
 import enum
-import json
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -33,9 +27,6 @@ __all__ = [
     "SourceInfo",
     "Transaction",
 ]
-
-#: What Debezium writes where Postgres did not send an out-of-line value.
-UNAVAILABLE_VALUE = "__debezium_unavailable_value"
 
 
 class Op(enum.StrEnum):
@@ -59,7 +50,7 @@ class _Unchanged(enum.Enum):
 #: The value was not sent because it did not change (TOAST), or because the plugin cannot express it. Never NULL.
 UNCHANGED: Final = _Unchanged.UNCHANGED
 
-RawValue: TypeAlias = "bytes | None | _Unchanged"
+RawValue: TypeAlias = "bytes | _Unchanged | None"
 RawRow: TypeAlias = "tuple[RawValue, ...]"
 
 
@@ -217,108 +208,3 @@ class ChangeEvent:
             snapshot="incremental" if self.op is Op.READ else "false",
             ts_ms=self.ts_ms,
         )
-
-    def to_debezium(self, db: str = "") -> dict[str, Any]:
-        """Debezium's envelope (JSON-ready). ``from_debezium`` is its inverse up to column types."""
-        source = self.source(db)
-        envelope: dict[str, Any] = {
-            "op": str(self.op),
-            "ts_ms": self.ts_ms,
-            "before": _json_row(self.before),
-            "after": _json_row(self.after),
-            "source": {
-                "connector": "postgresql",
-                "db": source.db,
-                "schema": source.schema,
-                "table": source.table,
-                "txId": source.tx_id,
-                "lsn": int(source.lsn),
-                "sequence": json.dumps([str(int(source.lsn)), str(source.ordinal)]),
-                "snapshot": source.snapshot,
-                "ts_ms": source.ts_ms,
-                "ts_us": self.commit_ts_us,
-            },
-        }
-        if self.message is not None:
-            prefix, content = self.message
-            envelope["message"] = {"prefix": prefix, "content": base64.b64encode(content).decode()}
-        return envelope
-
-    @classmethod
-    def from_debezium(cls, envelope: Mapping[str, Any], relation: Relation | None) -> ChangeEvent:
-        """Read Debezium's envelope back. Columns take their order and types from ``relation``."""
-        source = envelope["source"]
-        sequence = json.loads(source["sequence"]) if source.get("sequence") else [source["lsn"], 0]
-        message = envelope.get("message")
-        return cls(
-            op=Op(envelope["op"]),
-            version=Version(Lsn(int(sequence[0])), int(sequence[1])),
-            xid=int(source.get("txId") or 0),
-            commit_ts_us=int(source.get("ts_us") or int(source.get("ts_ms") or 0) * 1000),
-            relation=relation,
-            before=_row_from_json(relation, envelope.get("before")),
-            after=_row_from_json(relation, envelope.get("after")),
-            message=(message["prefix"], base64.b64decode(message["content"])) if message else None,
-        )
-
-
-def _json_row(row: Row | None) -> dict[str, Any] | None:
-    if row is None:
-        return None
-    return {name: json_value(row[name]) for name in row}
-
-
-def json_value(value: Any) -> Any:  # noqa: PLR0911 (one line per kind of value reads best as a table)
-    """A JSON-ready form of a Python value: exact numbers as text, times as ISO 8601, bytes as base64."""
-    if value is UNCHANGED:
-        return UNAVAILABLE_VALUE
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else str(value)
-    if isinstance(value, decimal.Decimal | uuid.UUID):
-        return str(value)
-    if isinstance(value, dt.datetime | dt.date | dt.time):
-        return value.isoformat()
-    if isinstance(value, bytes | bytearray | memoryview):
-        return base64.b64encode(bytes(value)).decode()
-    if isinstance(value, Mapping):
-        return {str(k): json_value(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_value(v) for v in value]
-    return str(value)
-
-
-def _row_from_json(relation: Relation | None, image: Mapping[str, Any] | None) -> Row | None:
-    if image is None or relation is None:
-        return None
-    return Row(relation, tuple(_raw_from_json(image.get(c.name), c) for c in relation.columns))
-
-
-def _raw_from_json(value: Any, column: Column) -> RawValue:
-    if value is None:
-        return None
-    if value == UNAVAILABLE_VALUE:
-        return UNCHANGED
-    if column.type_oid == values.BYTEA_OID:
-        return b"\\x" + base64.b64decode(value).hex().encode()
-    if isinstance(value, bool):
-        return b"t" if value else b"f"
-    if isinstance(value, dict) or (isinstance(value, list) and column.type_oid in values.JSON_OIDS):
-        return json.dumps(value).encode()
-    if isinstance(value, list):
-        return _array_text(value).encode()
-    return str(value).encode()
-
-
-def _array_text(items: list[Any]) -> str:
-    return "{" + ",".join(_array_item(item) for item in items) + "}"
-
-
-def _array_item(item: Any) -> str:
-    if item is None:
-        return "NULL"
-    if isinstance(item, list):
-        return _array_text(item)
-    text = ("t" if item else "f") if isinstance(item, bool) else str(item)
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

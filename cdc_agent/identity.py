@@ -132,7 +132,7 @@ class SourceGuard:
             raise IdentityMismatch(
                 "SERVER_REWOUND",
                 f"the stream holds changes up to {captured}, the server is only at {server.flush_lsn}",
-                hint="the server was restored from a backup or failed over with loss; move state_dir away and start anew",
+                hint="it was restored from a backup or failed over with loss; move state_dir away and start anew",
             )
 
     def _check_server(self, server: ServerIdentity, identity: SourceIdentity) -> None:

@@ -15,7 +15,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -46,7 +46,7 @@ _MIN_ROWS, _MAX_ROWS = 8, 2_000
 @dataclass(slots=True, kw_only=True)
 class _Page:
     rows: RowSet
-    body: dict[str, object]
+    body: Mapping[str, object]
     resync_id: int
     placed: threading.Event = field(default_factory=threading.Event)
 
@@ -186,7 +186,9 @@ class ResyncRunner:
             done += len(rows.rows)
             finished = len(rows.rows) < limit
             after = Row(rows.relations[-1], rows.rows[-1]).key() if rows.rows else after
-            self._place(resync, rows, {"last_key": after, "rows_done": done, "done": finished, "since": resync.snapshot})
+            self._place(
+                resync, rows, {"last_key": after, "rows_done": done, "done": finished, "since": resync.snapshot}
+            )
             metrics.RESYNC_ROWS.inc(len(rows.rows))
             if finished:
                 return
@@ -204,7 +206,7 @@ class ResyncRunner:
         body = {"last_key": None, "rows_done": len(rows.rows), "done": True, "absent": absent}
         self._place(resync, rows, body)
 
-    def _place(self, resync: Resync, rows: RowSet, body: dict[str, object]) -> None:
+    def _place(self, resync: Resync, rows: RowSet, body: Mapping[str, object]) -> None:
         """Write the mark and wait until the page is in the stream."""
         token = secrets.token_hex(8)
         page = _Page(rows=rows, body=body, resync_id=resync.id)

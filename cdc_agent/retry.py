@@ -18,8 +18,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Stopping(Exception):  # noqa: N818 (not an error: the process was asked to stop)
-    """The process is to stop; what was in work is abandoned, which is always safe."""
+class Stopping(Exception):
+    """Not an error: the process is to stop; what was in work is abandoned, which is always safe."""
 
 
 class Backoff:

@@ -39,4 +39,6 @@ def open_file(
 def _check(connection: sqlite3.Connection, path: Path, error: type[CdcAgentError]) -> None:
     row = connection.execute("pragma quick_check(1)").fetchone()
     if row is None or row[0] != "ok":
-        raise error(f"{path} is damaged: {row[0] if row else 'no answer'}", hint="restore it, or move it away and resync")
+        raise error(
+            f"{path} is damaged: {row[0] if row else 'no answer'}", hint="restore it, or move it away and resync"
+        )

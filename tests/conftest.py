@@ -85,7 +85,9 @@ def new_daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
     """Makes daemons that are ended with the test: ``new_daemon(pg, collections=[...], **settings)``, not started."""
     made: list[DaemonProcess] = []
 
-    def make(pg: Database, *, collections: Sequence[Mapping[str, Any]], dsn: str = "", **settings: Any) -> DaemonProcess:
+    def make(
+        pg: Database, *, collections: Sequence[Mapping[str, Any]], dsn: str = "", **settings: Any
+    ) -> DaemonProcess:
         folder = tmp_path / f"daemon{len(made)}"
         folder.mkdir()
         source = {

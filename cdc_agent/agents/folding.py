@@ -86,7 +86,9 @@ class Fold:
             return
         known = [moved_from.row if moved_from else (None if event.op is Op.CREATE else pending.row), event.before]
         self._advance(pending, event)
-        pending.created = event.op is Op.CREATE or moved_from is not None or (pending.created and pending.row is not None)
+        pending.created = (
+            event.op is Op.CREATE or moved_from is not None or (pending.created and pending.row is not None)
+        )
         pending.row = filled(after, [row for row in known if row is not None])
         if moved_from is not None:
             moved_from.row = None

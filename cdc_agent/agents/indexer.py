@@ -331,5 +331,3 @@ def _count(plans: Sequence[Plan]) -> None:
         metrics.METADATA_UPDATES.inc(len(made.moved))
         if made.pending.touched and not made.deleted:
             metrics.CHUNKS_UNCHANGED.inc(len(made.kept))
-
-

@@ -16,7 +16,7 @@ import orjson
 from cdc_agent.agents.folding import Pending
 from cdc_agent.documents.collection import CollectionSpec
 from cdc_agent.documents.diff import diff_chunks
-from cdc_agent.documents.metadata import metadata_value, reserved_metadata
+from cdc_agent.documents.metadata import reserved_metadata
 from cdc_agent.documents.model import MetadataValue, text_hash
 from cdc_agent.errors import RenderError
 from cdc_agent.events import UNCHANGED, Row
@@ -119,11 +119,11 @@ def plan(collection: Collection, pending: Pending, *, tainted: frozenset[str] = 
     if row is None or not _matches(collection, row):
         return Plan(collection=collection.name, pending=pending, deleted=True)
     hashes = _column_hashes(collection, row)
-    metadata = _metadata(collection, row)
+    metadata = collection.spec.metadata_of(row)
     metadata_hash = _hash_of(metadata)
     if any(_raw(row, name) is UNCHANGED for name in collection.spec.text_columns):
         return _same_text(collection, pending, metadata, metadata_hash)
-    texts = collection.chunk(collection.spec.render(row, pending.document_id).text)
+    texts = collection.chunk(collection.spec.template.render(row))
     return _new_text(collection, pending, texts, metadata, metadata_hash, hashes, tainted)
 
 
@@ -221,20 +221,6 @@ def _reserved(collection: Collection, pending: Pending, position: int) -> dict[s
     )
 
 
-def _metadata(collection: Collection, row: Row) -> dict[str, MetadataValue]:
-    values: dict[str, MetadataValue] = {}
-    for name in collection.spec.metadata:
-        try:
-            values[name] = metadata_value(row[name])
-        except KeyError:
-            raise RenderError(
-                f"column {name} of {collection.table} is gone", hint="correct `collections[].metadata`"
-            ) from None
-        except UnicodeDecodeError as exc:
-            raise RenderError(f"column {name} holds bytes that are no UTF-8", hint="mend the row") from exc
-    return values
-
-
 def _hash_of(metadata: Mapping[str, MetadataValue]) -> bytes:
     return hashlib.blake2b(orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
 
@@ -246,7 +232,9 @@ def _matches(collection: Collection, row: Row) -> bool:
     try:
         return predicate.matches(row)
     except (KeyError, UnicodeDecodeError) as exc:
-        raise RenderError(f"`where` of {collection.name} cannot be decided: {exc}", hint="correct it or the row") from exc
+        raise RenderError(
+            f"`where` of {collection.name} cannot be decided: {exc}", hint="correct it or the row"
+        ) from exc
 
 
 def _predicate(spec: CollectionSpec) -> frozenset[str]:
@@ -288,5 +276,3 @@ def _raw(row: Row, name: str) -> object:
 def commit_age_s(commit_ts_us: int, now_s: float) -> float:
     """Seconds since a commit, never negative (two clocks)."""
     return max(0.0, now_s - commit_ts_us / 1_000_000)
-
-

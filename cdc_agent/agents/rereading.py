@@ -21,7 +21,7 @@ _AT_A_TIME = 500
 
 
 def reread(table: str, wanted: Sequence[Pending], reader: RowReader, retrier: Retrier) -> None:
-    """Complete the rows of ``wanted``; a row that is gone meanwhile leaves None. Waits as long as the source is away."""
+    """Complete the rows of ``wanted``; one that is gone meanwhile leaves None. Waits while the source is away."""
     for start in range(0, len(wanted), _AT_A_TIME):
         part = wanted[start : start + _AT_A_TIME]
         found = _read(table, part, reader, retrier)

@@ -107,7 +107,11 @@ class IndexWriter:
         resyncs: Sequence[Resync] = (),
     ) -> Prepared:
         """Allocate ids for what the plans add. ``fresh`` are the text hashes that were embedded just now."""
-        new = [NewChunks(collection=p.collection, document_id=p.pending.document_id, count=len(p.new)) for p in plans if p.new]
+        new = [
+            NewChunks(collection=p.collection, document_id=p.pending.document_id, count=len(p.new))
+            for p in plans
+            if p.new
+        ]
         touched = [(p.collection, chunk_id) for p in plans for chunk_id in p.moved]
         ids: dict[tuple[str, str], list[str]] = {}
         generation = 0
@@ -116,9 +120,7 @@ class IndexWriter:
             remember = {digest: vectors[digest].tobytes() for digest in fresh}
             generation, ids = retrier.until_done(
                 "ledger",
-                lambda: self._ledger.begin_write(
-                    new, touched=touched, fingerprint=self._fingerprint, vectors=remember
-                ),
+                lambda: self._ledger.begin_write(new, touched=touched, fingerprint=self._fingerprint, vectors=remember),
                 (LedgerFull,),
             )
             hit("after_intent")
@@ -132,7 +134,9 @@ class IndexWriter:
                 prepared.records[place] = self._records(plan, ids[place], vectors)
         return prepared
 
-    def _records(self, plan: Plan, ids: Sequence[str], vectors: Mapping[bytes, npt.NDArray[np.float32]]) -> list[Record]:
+    def _records(
+        self, plan: Plan, ids: Sequence[str], vectors: Mapping[bytes, npt.NDArray[np.float32]]
+    ) -> list[Record]:
         collection = self._collections[plan.collection]
         return [
             Record(

@@ -9,6 +9,6 @@ __all__ = ["run"]
 
 
 def run(args: argparse.Namespace) -> int:
-    from cdc_agent import daemon
+    from cdc_agent.daemon import run as run_daemon
 
-    return daemon.run(Path(args.config))
+    return run_daemon(Path(args.config))

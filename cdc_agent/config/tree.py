@@ -222,8 +222,8 @@ class CollectionConfig(_Section):
 
 
 class ResyncConfig(_Section):
-    rows_per_chunk: int = Field(default=1000, ge=1, le=100_000)
-    """Rows that one SELECT of a resync reads."""
+    rows_per_chunk: int | None = Field(default=None, ge=1, le=100_000)
+    """Rows that one SELECT of a resync reads. Default: what the indexer deals with in half a second."""
 
 
 class RetryConfig(_Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import IO
 
 from cdc_agent.agents.indexer import AGENT, Indexer
 from cdc_agent.agents.planning import Collection
@@ -11,6 +12,7 @@ from cdc_agent.agents.vectors import Vectorizer
 from cdc_agent.agents.writing import IndexWriter
 from cdc_agent.capture import Capture
 from cdc_agent.config import Config, EmbeddingConfig
+from cdc_agent.daemon.lock import lock_state
 from cdc_agent.documents.chunking import Chunker
 from cdc_agent.documents.collection import CollectionSpec
 from cdc_agent.embedding.base import Embedder
@@ -40,9 +42,10 @@ __all__ = ["Daemon", "build", "build_embedder", "build_store"]
 
 @dataclass(slots=True, kw_only=True)
 class Daemon:
-    """Everything that runs, wired and not yet started."""
+    """Everything that runs, wired and not yet started. ``lock`` keeps a second daemon off our state."""
 
     config: Config
+    lock: IO[str]
     stop: threading.Event
     health: Health
     catalog: Catalog
@@ -66,6 +69,7 @@ def build(config: Config, stop: threading.Event) -> Daemon:
     Raises ``CdcAgentError`` with a hint for anything that is wrong; what was opened by then ends with the process.
     """
     specs = config.collection_specs()
+    lock = lock_state(config.state_dir)
     health = Health()
     ledger = SqliteLedger(config.ledger_path, embedding_cache_bytes=config.ledger.embedding_cache_bytes)
     stream = SqliteStream(
@@ -121,6 +125,7 @@ def build(config: Config, stop: threading.Event) -> Daemon:
     )
     return Daemon(
         config=config,
+        lock=lock,
         stop=stop,
         health=health,
         catalog=catalog,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
+from datetime import UTC, datetime
 
 import orjson
 
@@ -13,11 +13,13 @@ from cdc_agent.config import LogConfig
 __all__ = ["configure"]
 
 
-class _Text(logging.Formatter):
-    converter = time.gmtime
+_LINE = "%(asctime)s %(levelname)-7s %(threadName)s %(name)s %(message)s"
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(threadName)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+class _Text(logging.Formatter):
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002 (logging's name)
+        moment = datetime.fromtimestamp(record.created, UTC)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class _Json(logging.Formatter):
@@ -37,7 +39,7 @@ class _Json(logging.Formatter):
 def configure(config: LogConfig) -> None:
     """Set level and format of our own loggers; libraries speak from warnings on."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if config.format == "json" else _Text())
+    handler.setFormatter(_Json() if config.format == "json" else _Text(_LINE))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

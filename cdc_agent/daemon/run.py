@@ -107,7 +107,7 @@ class _Running:
             self._reload()
 
     def _reload(self) -> None:
-        """Read the configuration again: what can change while running does, the rest is named. Bad input changes nothing."""
+        """Read the configuration again: what can change does, the rest is named. Bad input changes nothing."""
         notify("RELOADING=1")
         try:
             fresh = configuration.load(self._config_path)
@@ -145,4 +145,6 @@ class _Running:
 
 
 def _needs_restart(before: Config, after: Config) -> list[str]:
-    return [name for name in type(before).model_fields if name != "log" and getattr(before, name) != getattr(after, name)]
+    return [
+        name for name in type(before).model_fields if name != "log" and getattr(before, name) != getattr(after, name)
+    ]

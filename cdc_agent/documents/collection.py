@@ -65,8 +65,12 @@ class CollectionSpec:
         return Document(
             document_id=document_id,
             text=self.template.render(row),
-            metadata={column: _metadata(row, column) for column in self.metadata},
+            metadata=self.metadata_of(row),
         )
+
+    def metadata_of(self, row: Mapping[str, Any]) -> dict[str, MetadataValue]:
+        """The configured columns as a vector store takes them. Raises ``RenderError``."""
+        return {column: _metadata(row, column) for column in self.metadata}
 
     def shape_fingerprint(self) -> str:
         """Changes exactly when the same row could render to other chunks or metadata. Equal in every process."""

@@ -122,7 +122,8 @@ class Flip:
     """One commit point: everything in it becomes true at once.
 
     ``manifests`` replace what was there; chunk ids that no manifest names any more become garbage, and so do intents
-    up to ``generation`` that none names. A dead letter of a document whose manifest moves past it is settled. ``resyncs`` carry progress.
+    up to ``generation`` that none names. A dead letter of a document whose manifest moves past it is settled.
+    ``resyncs`` carry progress.
     """
 
     agent: str
@@ -158,7 +159,6 @@ class Ledger(Protocol):
     def save_resync(self, resync: Resync) -> None:
         """Record progress outside a flip (what was estimated, the snapshot of the beginning)."""
         ...
-
 
     # The write protocol (docs/ARCHITECTURE.md).
     def checkpoint(self, agent: str) -> Checkpoint: ...
@@ -217,7 +217,6 @@ class Ledger(Protocol):
         """Vectors by text hash, as far as they are remembered. Losing any costs time, never truth."""
         ...
 
-
     # Dead letters.
     def dead_letters(self) -> list[DeadLetter]: ...
     def dead_letter(self, letter_id: int) -> DeadLetter | None: ...
@@ -229,6 +228,5 @@ class Ledger(Protocol):
     def prune_tombstones(self, collection: str, *, below_xid: int) -> None:
         """Forget deleted documents whose last transaction every future read will see."""
         ...
-
 
     def close(self) -> None: ...

@@ -50,7 +50,9 @@ class SqliteLedger:
         self._reader = open_file(path, LedgerError)
         self._uuid = self._meta("uuid")
         if self._meta("schema_version") != _VERSION:
-            raise LedgerError(f"{path} has schema {self._meta('schema_version')}", hint="it needs another cdc-agent version")
+            raise LedgerError(
+                f"{path} has schema {self._meta('schema_version')}", hint="it needs another cdc-agent version"
+            )
         self._cache_bytes: int = self._one(_SQL["cache_bytes"])[0]
 
     @property
@@ -265,7 +267,9 @@ class SqliteLedger:
             yield
         except sqlite3.Error as exc:
             if exc.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise LedgerFull("the disk under the ledger is full", hint="free space; work goes on by itself") from exc
+                raise LedgerFull(
+                    "the disk under the ledger is full", hint="free space; work goes on by itself"
+                ) from exc
             raise LedgerError(f"the ledger failed: {exc}", hint="check the file and its disk") from exc
 
     def _one(self, statement: str, params: Sequence[Any] = ()) -> Any:

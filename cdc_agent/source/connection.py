@@ -9,6 +9,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cdc_agent.errors import (
+    ConfigError,
     IdentityMismatch,
     SlotBusy,
     SourceAuthError,
@@ -23,27 +24,30 @@ _PINNED = (
     "-c timezone=UTC -c datestyle=ISO,YMD -c intervalstyle=postgres -c extra_float_digits=1 -c bytea_output=hex"
     " -c client_encoding=UTF8"
 )
+#: What a connection string may override: a dead peer is noticed within a minute.
+_DEFAULTS = {
+    "application_name": "cdc_agent",
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
 
 
 def connect(dsn: str, *, replication: bool = False, connect_timeout_s: float = 10.0) -> psycopg.Connection[Any]:
     """Open a connection in autocommit with pinned settings. Raises a ``SourceError`` kind, never psycopg's own."""
-    params: dict[str, Any] = {
-        "application_name": "cdc_agent",
-        "connect_timeout": max(1, int(connect_timeout_s)),
-        "keepalives_idle": 30,
-        "keepalives_interval": 10,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 60_000,
-        # The walsender knows no prepared statements.
-        "prepare_threshold": None,
-    }
+    try:
+        given = conninfo_to_dict(dsn)
+    except psycopg.Error:
+        # libpq's message quotes the string, password and all.
+        raise ConfigError("source.dsn is not a connection string", hint="postgresql://user@host:5432/dbname") from None
+    params: dict[str, Any] = {**_DEFAULTS, "connect_timeout": max(1, int(connect_timeout_s)), **given}
+    params["options"] = f"{given.get('options') or ''} {_PINNED}".strip()
     if replication:
         params["replication"] = "database"
     try:
-        own = conninfo_to_dict(dsn)
-        params["options"] = f"{own.get('options') or ''} {_PINNED}".strip()
-        prepare = params.pop("prepare_threshold")
-        return psycopg.connect(make_conninfo(dsn, **params), autocommit=True, prepare_threshold=prepare)
+        # The walsender knows no prepared statements.
+        return psycopg.connect(make_conninfo("", **params), autocommit=True, prepare_threshold=None)
     except psycopg.Error as exc:
         raise classify(exc) from exc
 

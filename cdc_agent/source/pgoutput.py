@@ -29,7 +29,9 @@ _LENGTH = struct.Struct("!I").unpack_from
 
 _I, _U, _D, _B, _C, _R, _T, _M, _Y, _O = (ord(c) for c in "IUDBCRTMYO")
 _NEW, _OLD, _KEY = (ord(c) for c in "NOK")
-_CREATE, _UPDATE, _DELETE, _TRUNC, _LOGICAL = (str(op) for op in (Op.CREATE, Op.UPDATE, Op.DELETE, Op.TRUNCATE, Op.MESSAGE))
+_CREATE, _UPDATE, _DELETE, _TRUNC, _LOGICAL = (
+    str(op) for op in (Op.CREATE, Op.UPDATE, Op.DELETE, Op.TRUNCATE, Op.MESSAGE)
+)
 
 #: Only our own logical messages are kept; a foreign application's are none of our business.
 MESSAGE_PREFIX = "cdc_agent"
@@ -117,7 +119,7 @@ class PgOutputDecoder:
             return None
         at, before = 5, None
         if data[at] != _NEW:
-            before, at = self._old(data, relation)
+            before, at = self._old(data)
         after, _ = _tuple(data, at + 1)
         return self.assembler.add(_UPDATE, relation, before, after, len(data))
 
@@ -126,9 +128,9 @@ class PgOutputDecoder:
         if relation is None:
             self.assembler.skip()
             return None
-        return self.assembler.add(_DELETE, relation, self._old(data, relation)[0], None, len(data))
+        return self.assembler.add(_DELETE, relation, self._old(data)[0], None, len(data))
 
-    def _old(self, data: bytes, relation: Relation) -> tuple[RawRow, int]:
+    def _old(self, data: bytes) -> tuple[RawRow, int]:
         row, at = _tuple(data, 6)
         if data[5] == _KEY:
             # Columns outside the identity are NULL placeholders here, not values.
@@ -239,5 +241,3 @@ def _relation_message(data: bytes) -> tuple[RelationMessage, frozenset[int]]:
 def _string(data: bytes, at: int) -> tuple[str, int]:
     end = data.index(0, at)
     return data[at:end].decode("utf-8"), end + 1
-
-

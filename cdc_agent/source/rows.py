@@ -33,7 +33,9 @@ class SqlRowReader:
     ``tables`` maps the configured name to the watched table's oid: the oid stays right when a table is renamed.
     """
 
-    def __init__(self, dsn: str, catalog: Catalog, tables: Mapping[str, int], *, connect_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, dsn: str, catalog: Catalog, tables: Mapping[str, int], *, connect_timeout_s: float = 10.0
+    ) -> None:
         self._dsn = dsn
         self._catalog = catalog
         self._tables = dict(tables)
@@ -43,8 +45,8 @@ class SqlRowReader:
 
     def page(self, request: TableRows) -> RowSet:
         relation = self._relation(request.table)
-        key = sql.SQL(", ").join(sql.Identifier(name) for name in relation.key)
-        after = sql.SQL("")
+        key = sql.SQL(", ").join(_identifier(name) for name in relation.key)
+        after: sql.Composable = sql.SQL("")
         params: list[Any] = []
         if request.after_key is not None:
             # The values travel as text and take the column's type there: exact for every key type.
@@ -56,7 +58,7 @@ class SqlRowReader:
     def by_key(self, table: str, keys: Iterable[tuple[str, ...]]) -> RowSet:
         relation = self._relation(table)
         wanted = list(keys)
-        names = sql.SQL(", ").join(sql.Identifier(name) for name in relation.key)
+        names = sql.SQL(", ").join(_identifier(name) for name in relation.key)
         rows = sql.SQL(", ").join(sql.SQL("({})").format(_placeholders(relation)) for _ in wanted)
         tail = sql.SQL("where ({}) in ({})").format(names, rows)
         return self._select(relation, tail, [part for key in wanted for part in key])
@@ -83,9 +85,9 @@ class SqlRowReader:
             self._catalog.close()
 
     def _select(self, relation: Relation, tail: sql.Composed, params: list[Any]) -> RowSet:
-        columns = sql.SQL(", ").join(sql.Identifier(c.name) for c in relation.columns)
+        columns = sql.SQL(", ").join(_identifier(c.name) for c in relation.columns)
         statement = sql.SQL("select tableoid::oid::bigint, {} from {} {}").format(
-            columns, sql.Identifier(relation.schema, relation.name), tail
+            columns, _identifier(relation.schema, relation.name), tail
         )
         with self._lock:
             try:
@@ -97,7 +99,9 @@ class SqlRowReader:
                     oids, rows = _raw_rows(cursor)
             except psycopg.errors.UndefinedTable as exc:
                 self._catalog.forget()
-                raise RenderError(f"table {relation.qualified_name} is gone", hint="restore it or drop its collection") from exc
+                raise RenderError(
+                    f"table {relation.qualified_name} is gone", hint="restore it or drop its collection"
+                ) from exc
             except psycopg.Error as exc:
                 raise self._failed(exc) from exc
         assert snapshot is not None
@@ -135,6 +139,11 @@ class SqlRowReader:
             self._connection.close()
             self._connection = None
         return classify(exc)
+
+
+def _identifier(*parts: str) -> sql.SQL:
+    """A quoted name. psycopg reads a percent sign in it as a placeholder, so it is doubled."""
+    return sql.SQL(sql.Identifier(*parts).as_string(None).replace("%", "%%"))
 
 
 def _placeholders(relation: Relation) -> sql.Composed:

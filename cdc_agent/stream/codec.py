@@ -4,9 +4,9 @@ Values stay the bytes that Postgres sent, so writing is cheap, bytes that are no
 decodes only the columns it looks at.
 
 Layout: ``[FORMAT, relations, transactions]``; a relation is ``[oid, root_oid, schema, name, identity, key, columns]``;
-a transaction is ``[xid, commit_lsn, commit_ts_us, end_lsn | nil, snapshot | nil, resync id, changes]``; a change is ``[op,
-relation index | -1, ordinal, before | nil, after | nil]``. Values are binary; UNCHANGED, the only text among them, is
-its enum value.
+a transaction is ``[xid, commit_lsn, commit_ts_us, end_lsn | nil, snapshot | nil, resync id, changes]``; a change is
+``[op, relation index | -1, ordinal, before | nil, after | nil]``. Values are binary; UNCHANGED, the only text among
+them, is its enum value.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ class Block:
         try:
             version, relations, transactions = _decode(data)
         except (msgspec.DecodeError, ValueError) as exc:
-            raise StreamError("a block of the stream is damaged", hint="stop, move the stream file away, resync") from exc
+            raise StreamError(
+                "a block of the stream is damaged", hint="stop, move the stream file away, resync"
+            ) from exc
         if version != _FORMAT:
             raise StreamError(f"stream format {version} is unknown", hint="it was written by a newer cdc-agent")
         self._relations = [_relation(r) for r in relations]

@@ -96,7 +96,9 @@ class SqliteStream:
                 self._writer.execute(_SQL["save_position"], (position.captured_lsn, *place, head))
         except sqlite3.Error as exc:
             if exc.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise StreamFull("the disk under the stream is full", hint="free space; reading goes on by itself") from exc
+                raise StreamFull(
+                    "the disk under the stream is full", hint="free space; reading goes on by itself"
+                ) from exc
             raise StreamError(f"the stream cannot be written: {exc}", hint="check the file and its disk") from exc
         self._size += sum(len(payload) for _, payload in blocks)
         return head
@@ -207,7 +209,7 @@ class SqliteStream:
         return Position(captured_lsn=Lsn(captured), partial=partial), head
 
 
-class _transaction:  # noqa: N801 (reads as a statement)
+class _transaction:
     """``begin immediate`` … ``commit``, rolled back on any error."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:

@@ -56,7 +56,7 @@ class VectorStore(Protocol):
         ...
 
     def update_metadata(self, collection: str, metadata_by_id: Mapping[str, Mapping[str, MetadataValue]]) -> None:
-        """Merge metadata of existing records without touching vectors; None removes the key. Missing ids are ignored."""
+        """Merge metadata of existing records, vectors untouched; None removes the key. Missing ids are ignored."""
         ...
 
     def delete(self, collection: str, ids: Sequence[str]) -> None:

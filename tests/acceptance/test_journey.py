@@ -15,9 +15,7 @@ ARTICLES = {"name": "articles", "table": "public.articles", "text": "{title}\n\n
 
 def create_articles(pg: Database) -> None:
     pg.execute("create table articles (id int primary key, title text, body text, lang text, n int)")
-    pg.execute(
-        "insert into articles select i, 'title ' || i, 'body of ' || i, 'en', i from generate_series(1, 50) i"
-    )
+    pg.execute("insert into articles select i, 'title ' || i, 'body of ' || i, 'en', i from generate_series(1, 50) i")
 
 
 @pytest.mark.postgres(versions="all", plugin="all")

@@ -93,9 +93,7 @@ def rows_of(pg: Database, spec: CollectionSpec) -> list[Row]:
         columns = tuple(
             Column(name=(result.fname(i) or b"").decode(), type_oid=result.ftype(i)) for i in range(result.nfields)
         )
-        relation = Relation(
-            oid=0, root_oid=0, schema=spec.schema, name=spec.table, columns=columns, key=tuple(key)
-        )
+        relation = Relation(oid=0, root_oid=0, schema=spec.schema, name=spec.table, columns=columns, key=tuple(key))
         return [
             Row(relation, tuple(result.get_value(i, j) for j in range(result.nfields))) for i in range(result.ntuples)
         ]
@@ -187,7 +185,8 @@ def _check_vectors(config: Config, spec: CollectionSpec, embedder: Embedder) -> 
     texts = list(found["documents"])
     if texts:
         wanted = embedder.embed(texts)
-        assert np.allclose(np.asarray(found["embeddings"]), wanted, atol=1e-5), f"a vector of {spec.name} is not its text's"
+        same = np.allclose(np.asarray(found["embeddings"]), wanted, atol=1e-5)
+        assert same, f"a vector of {spec.name} is not its text's"
 
 
 def texts_of(config: Config, collection: str) -> Mapping[str, str]:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "cdc_agent"
 
 FLOORS = [
     {
-        *("errors", "lsn", "values", "events", "metrics", "failpoints", "documents"),  # 0 words
+        *("errors", "lsn", "values", "events", "envelope", "metrics", "failpoints", "documents"),  # 0 words
         # and what several ends and loops build on: named SQL, visibility, safe files, backoff, what is wrong
         *("queries", "snapshot", "sqlite_file", "retry", "health"),
     },
