@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -25,6 +23,7 @@ from typing import Literal, Self
 from urllib.parse import quote
 
 from cdc_agent.demo.installations import Installation, choose_installation, find_installations, reachable, release_of
+from cdc_agent.demo.ports import free_port
 from cdc_agent.demo.processes import POLL_S, becomes_free, clean_environment, kill_family, serves, unprivileged_account
 from cdc_agent.errors import CdcAgentError
 
@@ -32,9 +31,6 @@ __all__ = ["Installation", "PostgresServer", "choose_installation", "find_instal
 
 #: What logical replication needs. Given on the command line, so nothing in the data directory overrides it.
 SETTINGS = {"wal_level": "logical", "max_wal_senders": "20", "max_replication_slots": "20"}
-
-#: Below the range that outgoing connections draw from: a client that retries a dead port there may connect to itself.
-_PORTS = range(15_000, 32_000)
 
 StopMode = Literal["smart", "fast", "immediate"]
 _SIGNALS: dict[StopMode, signal.Signals] = {
@@ -63,7 +59,7 @@ class PostgresServer:
         start_timeout_s: float = 60.0,
     ) -> None:
         self.data_dir = data_dir.absolute()
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self.settings = dict(settings or {})
         self.log_path = self.data_dir.with_name(f"{self.data_dir.name}.log")
         self._may_move = port == 0
@@ -219,7 +215,7 @@ class PostgresServer:
                 self._may_move = False
                 return
             if "Address already in use" in said and self._may_move:
-                self.port = _free_port()
+                self.port = free_port()
             elif "is still in use" in said:
                 # Backends of a killed server are on their way out and still hold its shared memory.
                 time.sleep(0.2 * (attempt + 1))
@@ -280,17 +276,6 @@ def throwaway_server(installation: Installation, settings: Mapping[str, str] | N
         Path(folder).chmod(0o755)
         with PostgresServer(installation.bin_dir, Path(folder) / "data", settings=settings) as server:
             yield server
-
-
-def _free_port() -> int:
-    for port in random.sample(_PORTS, 200):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise CdcAgentError(f"no free port between {_PORTS.start} and {_PORTS.stop}", hint="name a port")
 
 
 def _first_number(path: Path) -> int | None:

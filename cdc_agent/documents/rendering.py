@@ -13,8 +13,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from cdc_agent.errors import ConfigError, RenderError
 from cdc_agent.envelope import json_value
+from cdc_agent.errors import ConfigError, RenderError
 from cdc_agent.events import UNCHANGED
 
 __all__ = ["Template", "json_text", "storable"]
