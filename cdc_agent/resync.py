@@ -78,7 +78,9 @@ def _token(content: bytes) -> str | None:
         body = orjson.loads(content)
     except orjson.JSONDecodeError:
         return None
-    return body.get("token") if isinstance(body, dict) else None
+    token = body.get("token") if isinstance(body, dict) else None
+    # Anybody may write such a message.
+    return token if isinstance(token, str) else None
 
 
 def _filled(tx: Transaction, page: _Page) -> Transaction:

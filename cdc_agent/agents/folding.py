@@ -78,20 +78,18 @@ class Fold:
         after, old_key, new_key = event.after, _key(event.before), _key(event.after)
         if after is None or new_key is None:
             return
-        moved_from: Pending | None = None
-        if event.op is Op.UPDATE and old_key is not None and old_key != new_key:
-            moved_from = self._delete(event, old_key, keep_row=True)
+        moved = event.op is Op.UPDATE and old_key is not None and old_key != new_key
+        moved_from = self._delete(event, old_key, keep_row=True) if moved else None
         pending = self._at(new_key, event)
+        # What stood at the key before a row moved there was another row.
+        known = None if moved or event.op is Op.CREATE else pending.row
+        if moved_from is not None:
+            known, moved_from.row = moved_from.row, None
         if self._outdated(pending, event):
             return
-        known = [moved_from.row if moved_from else (None if event.op is Op.CREATE else pending.row), event.before]
         self._advance(pending, event)
-        pending.created = (
-            event.op is Op.CREATE or moved_from is not None or (pending.created and pending.row is not None)
-        )
-        pending.row = filled(after, [row for row in known if row is not None])
-        if moved_from is not None:
-            moved_from.row = None
+        pending.created = event.op is Op.CREATE or moved or (pending.created and pending.row is not None)
+        pending.row = filled(after, [row for row in (known, event.before) if row is not None])
 
     def _delete(self, event: ChangeEvent, key: tuple[str, ...] | None, *, keep_row: bool = False) -> Pending | None:
         if key is None:
@@ -145,12 +143,12 @@ class Fold:
     def _truncate(self, event: ChangeEvent) -> None:
         assert event.relation is not None
         oid = event.relation.oid
-        for pending in list(self.pending.values()):
+        for found in self.documents_of(oid):
+            self._of(found, key_of(found), event)
+        # A row may have left the relation in a batch that is under way; only what is pending knows.
+        for pending in self.pending.values():
             if pending.relation_oid == oid:
                 self._empty(pending, event)
-        for found in self.documents_of(oid):
-            if found not in self.pending:
-                self._empty(self._of(found, key_of(found), event), event)
 
     def _empty(self, pending: Pending, event: ChangeEvent) -> None:
         if not self._outdated(pending, event):
@@ -158,7 +156,9 @@ class Fold:
             pending.row, pending.created = None, False
 
     def _at(self, key: tuple[str, ...], event: ChangeEvent) -> Pending:
-        return self._of(document_id(self.table, key), key, event)
+        pending = self._of(document_id(self.table, key), key, event)
+        pending.key = key
+        return pending
 
     def _of(self, found: str, key: tuple[str, ...], event: ChangeEvent) -> Pending:
         pending = self.pending.get(found)

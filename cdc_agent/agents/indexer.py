@@ -20,7 +20,7 @@ import orjson
 from cdc_agent import metrics
 from cdc_agent.agents.folding import Fold, Pending
 from cdc_agent.agents.inflight import InFlight
-from cdc_agent.agents.parking import dead_letter
+from cdc_agent.agents.parking import dead_letter, still_indexed
 from cdc_agent.agents.planning import Collection, Plan, needs_row, plan
 from cdc_agent.agents.rereading import reread
 from cdc_agent.agents.vectors import Vectorizer
@@ -150,7 +150,7 @@ class Indexer:
         _count(plans)
         if letters:
             hit("dead_letter")
-        return self._writer.begin(
+        prepared = self._writer.begin(
             plans,
             vectors,
             fresh,
@@ -159,6 +159,9 @@ class Indexer:
             letters=letters,
             resyncs=list(resyncs.values()),
         )
+        kept = [still_indexed(folds[name].pending[document]) for name, document in sorted(parked)]
+        prepared.manifests += [manifest for manifest in kept if manifest is not None]
+        return prepared
 
     def _fold(self, events: Sequence[ChangeEvent]) -> tuple[dict[str, Fold], dict[int, Resync]]:
         folds: dict[str, Fold] = {}

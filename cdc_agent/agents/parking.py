@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from cdc_agent.agents.folding import Pending
 from cdc_agent.agents.planning import Collection
 from cdc_agent.errors import CdcAgentError
-from cdc_agent.ledger.base import DeadLetter
+from cdc_agent.ledger.base import DeadLetter, Manifest
 
-__all__ = ["dead_letter"]
+__all__ = ["dead_letter", "still_indexed"]
 
 
 def dead_letter(
@@ -28,3 +29,12 @@ def dead_letter(
         attempts=attempts,
         parked_at=time.time(),
     )
+
+
+def still_indexed(pending: Pending) -> Manifest | None:
+    """What the ledger keeps of a document whose newest version is parked: the version that is in the index.
+
+    It forgets which column values that one was made of: what the log leaves out as unchanged is unchanged against
+    the parked version, so the next change must read the row again. A resync has met the document, and its row exists.
+    """
+    return None if pending.base is None else replace(pending.base, column_hashes=b"", epoch=pending.epoch)

@@ -229,6 +229,11 @@ def _matches(collection: Collection, row: Row) -> bool:
     predicate = collection.spec.predicate
     if predicate is None:
         return True
+    gone = predicate.columns - row.relation.index.keys()
+    if gone:
+        raise RenderError(
+            f"column {', '.join(sorted(gone))} of {collection.table} is gone", hint="correct `collections[].where`"
+        )
     try:
         return predicate.matches(row)
     except (KeyError, UnicodeDecodeError) as exc:

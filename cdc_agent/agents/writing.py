@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cdc_agent import metrics
-from cdc_agent.agents.parking import dead_letter
+from cdc_agent.agents.parking import dead_letter, still_indexed
 from cdc_agent.agents.planning import Collection, Plan, chunk_metadata
 from cdc_agent.documents.model import MetadataValue
 from cdc_agent.errors import CdcAgentError, LedgerFull, StoreRejected, StoreUnavailable
@@ -199,7 +199,9 @@ class IndexWriter:
     def _park(self, prepared: Prepared, place: tuple[str, str], exc: StoreRejected) -> None:
         plan = next(p for p in prepared.plans if (p.collection, p.pending.document_id) == place)
         prepared.letters.append(dead_letter(self._agent, self._collections[place[0]], plan.pending, "rejected", exc, 1))
-        prepared.manifests = [m for m in prepared.manifests if (m.collection, m.document_id) != place]
+        kept = still_indexed(plan.pending)
+        others = [m for m in prepared.manifests if (m.collection, m.document_id) != place]
+        prepared.manifests = others if kept is None else [*others, kept]
         prepared.plans = [p for p in prepared.plans if p is not plan]
 
     def _update_metadata(self, plans: Sequence[Plan]) -> None:

@@ -39,10 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if arguments[:1] == ["demo"]:  # It reads its own options.
-        from cdc_agent.cli.demo import run
-
-        return run(arguments[1:])
     args = build_parser().parse_args(arguments)
     code: int = args.command(args)
     return code

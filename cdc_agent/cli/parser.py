@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from cdc_agent import __version__
-from cdc_agent.cli import check, dead_letters, resync, run, search, slot, status, wait
+from cdc_agent.cli import check, dead_letters, demo, resync, run, search, slot, status, wait
 from cdc_agent.errors import UsageError
 
 __all__ = ["DEFAULT_CONFIG", "build_parser"]
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cdc-agent {__version__}")
     _add_common(parser, config=os.environ.get("CDC_AGENT_CONFIG") or DEFAULT_CONFIG, json=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    commands.add_parser("demo", help="run the whole journey here, with a database and a model of its own")
+    _add_demo(commands)
     _add(commands, "check", check.run, "say what is missing in the database, the configuration and this machine")
     _add(commands, "run", run.run, "run the daemon")
     search.add_options(_add(commands, "search", search.run, "search a collection of the running daemon"))
@@ -44,6 +44,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_dead_letters(commands)
     _add_slot(commands)
     return parser
+
+
+def _add_demo(commands: Any) -> None:
+    """Without the common options: it has a configuration of its own, and talks to people."""
+    sentence = "run the whole journey here, with a database and a model of its own"
+    parser = commands.add_parser("demo", help=sentence, description=sentence + ".")
+    parser.set_defaults(command=demo.run)
+    demo.add_options(parser)
 
 
 def _add_dead_letters(commands: Any) -> None:

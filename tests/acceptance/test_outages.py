@@ -355,6 +355,30 @@ def test_new_metadata_beside_a_refused_text_does_not_pass_the_old_text_off_as_th
     assert letters(daemon) == []
 
 
+def test_a_resync_leaves_parked_documents_as_they_are(
+    pg: Database, picky: tuple[DaemonProcess, FakeOpenAI]
+) -> None:
+    daemon, fake_openai = picky
+
+    # Given two parked documents.
+    poison(pg, daemon, 1, 7)
+
+    # When the whole table is read again.
+    assert daemon.post("/resyncs", {"table": "public.items"}).status_code == 202
+    until(lambda: all(r["state"] == "done" for r in daemon.get("/resyncs").json()["resyncs"]), what="the resync's end")
+
+    # Then they are still parked, and their old versions still found.
+    assert sorted(letter["document_id"] for letter in letters(daemon)) == ["public.items:1", "public.items:7"]
+    assert text_of(daemon, 1) == "title 1\n\nbody of 1"
+    assert text_of(daemon, 7) == "title 7\n\nbody of 7"
+
+    # When the endpoint is mended and the table is read once more, then the letters vanish and the index is true.
+    fake_openai.poison = None
+    assert daemon.post("/resyncs", {"table": "public.items"}).status_code == 202
+    until(lambda: letters(daemon) == [], 30.0, "the letters to vanish")
+    assert_index_equals_table(daemon, pg)
+
+
 # -- the vector store ----------------------------------------------------------------------------------------
 
 

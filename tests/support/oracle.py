@@ -47,14 +47,14 @@ def assert_index_equals_table(
     if config.vectorstore.mode == "embedded":
         until(lambda: _garbage(config) == 0, 20.0, "the garbage to be collected")
         assert daemon.terminate() == 0, daemon.log[-4000:]
-    embedder = build_embedder(config.embedding)
-    for spec in config.collection_specs():
-        if only and spec.name not in only:
-            continue
-        wanted = expected(pg, spec, embedder)
-        # Old chunks are deleted just after the new ones became visible; nothing else may differ by now.
-        until(lambda spec=spec, wanted=wanted: _same(config, spec, wanted), 20.0, f"{spec.name} to equal its table")
-        _check_vectors(config, spec, embedder)
+    with closing(build_embedder(config.embedding)) as embedder:
+        for spec in config.collection_specs():
+            if only and spec.name not in only:
+                continue
+            wanted = expected(pg, spec, embedder)
+            # Old chunks are deleted just after the new ones became visible; nothing else may differ by now.
+            until(lambda spec=spec, wanted=wanted: _same(config, spec, wanted), 20.0, f"{spec.name} to equal its table")
+            _check_vectors(config, spec, embedder)
 
 
 def expected(pg: Database, spec: CollectionSpec, embedder: Embedder) -> list[Chunk]:

@@ -1,0 +1,6 @@
+"""``cdc-agent check``: what must be true of the database, each failure with what mends it. Changes nothing."""
+
+from cdc_agent.source.preflight.examination import check, require
+from cdc_agent.source.preflight.findings import Finding
+
+__all__ = ["Finding", "check", "require"]

@@ -1,0 +1,44 @@
+"""How much each measurement does. ``FULL`` is what figures are taken with; ``QUICK`` shows that everything works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["FULL", "QUICK", "Sizes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Counts are rows or documents unless the name says otherwise."""
+
+    capture_rows: int
+    capture_rounds: int
+    index_documents: int
+    index_rounds: int
+    freshness_commits: int
+    idle_s: float
+    idle_settle_s: float
+    memory_rows: int
+
+
+FULL = Sizes(
+    capture_rows=200_000,
+    capture_rounds=5,
+    index_documents=300,
+    index_rounds=3,
+    freshness_commits=200,
+    idle_s=20.0,
+    idle_settle_s=15.0,
+    memory_rows=1_000_000,
+)
+
+QUICK = Sizes(
+    capture_rows=20_000,
+    capture_rounds=2,
+    index_documents=40,
+    index_rounds=1,
+    freshness_commits=20,
+    idle_s=5.0,
+    idle_settle_s=2.0,
+    memory_rows=100_000,
+)

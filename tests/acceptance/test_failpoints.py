@@ -1,0 +1,250 @@
+"""Killed at every named place, with writes before, during and after: what is in the index is what is in the table."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+import httpx
+import psycopg
+import pytest
+
+from cdc_agent.failpoints import NAMES
+from tests.support.daemon import DaemonProcess
+from tests.support.oracle import assert_index_equals_table
+from tests.support.postgres import Database
+from tests.support.wait import until
+
+NewDaemon = Callable[..., DaemonProcess]
+
+DOCS = {
+    "name": "docs",
+    "table": "public.docs",
+    "text": "{title}\n\n{body}",
+    "metadata": ["n"],
+    "chunking": {"max_tokens": 16},
+}
+OTHERS = {"name": "others", "table": "public.others", "text": "{body}", "metadata": ["id"]}
+#: Changes that are written around the death: at least this many.
+CHANGES = 100
+
+
+class Case(NamedTuple):
+    """The daemon dies at the ``passage``-th passage of ``name`` while it is about ``doing``."""
+
+    name: str
+    doing: str
+    passage: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.passage}-{self.doing}"
+
+
+CASES = (
+    # The first copy of a table with rows in it.
+    Case("resync_after_slot", "first_copy"),
+    Case("sweep", "first_copy"),
+    Case("resync_before_mark", "first_copy"),
+    Case("resync_after_mark", "first_copy", 2),
+    Case("resync_after_append", "first_copy", 2),
+    Case("after_flip", "first_copy", 2),
+    Case("resync_done", "first_copy"),
+    # Changes of rows while the daemon watches.
+    Case("after_recv", "live_changes", 3),
+    Case("before_append", "live_changes", 4),
+    Case("after_append", "live_changes", 4),
+    Case("after_read", "live_changes", 4),
+    Case("after_reread", "live_changes"),
+    Case("after_plan", "live_changes", 4),
+    Case("mid_embed", "live_changes", 2),
+    Case("after_embed", "live_changes", 4),
+    Case("before_intent", "live_changes", 2),
+    Case("after_intent", "live_changes", 3),
+    Case("mid_upsert", "live_changes", 2),
+    Case("after_upsert", "live_changes", 2),
+    Case("after_metadata", "live_changes", 2),
+    Case("before_flip", "live_changes", 4),
+    Case("after_flip", "live_changes", 4),
+    Case("before_gc", "live_changes"),
+    Case("mid_gc", "live_changes", 2),
+    Case("after_gc", "live_changes", 2),
+    # The rest.
+    Case("idle_advance", "idling"),
+    Case("resync_after_mark", "resync", 2),
+    Case("resync_done", "resync", 3),
+    Case("dead_letter", "parking"),
+    Case("drain", "stopping"),
+)
+#: Where the store is written, once more with the store inside of the process that dies.
+EMBEDDED = tuple(
+    case
+    for case in CASES
+    if case.doing == "live_changes"
+    and case.name
+    in ("after_intent", "mid_upsert", "after_upsert", "after_metadata", "before_flip", "after_flip", "mid_gc")
+)
+
+
+def test_every_failpoint_has_a_case() -> None:
+    assert {case.name for case in CASES} == set(NAMES)
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.postgres(versions=[15], plugin="all")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_nothing_is_lost_doubled_or_stale_after_a_death(pg: Database, new_daemon: NewDaemon, case: Case) -> None:
+    die_and_come_back(pg, new_daemon, case, mode="managed")
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.parametrize("case", EMBEDDED, ids=str)
+def test_an_embedded_store_that_dies_with_us_is_right_again(pg: Database, new_daemon: NewDaemon, case: Case) -> None:
+    die_and_come_back(pg, new_daemon, case, mode="embedded")
+
+
+def die_and_come_back(pg: Database, new_daemon: NewDaemon, case: Case, *, mode: str) -> None:
+    # Given tables, and a daemon that is to die at the failpoint.
+    create_tables(pg, rows=40 if case.doing in ("first_copy", "resync") else 0)
+    daemon = new_daemon(pg, collections=[DOCS, OTHERS], vectorstore={"mode": mode}, resync={"rows_per_chunk": 10})
+    changes = Changes(pg, seed=str(case))
+    daemon.start(failpoint=f"{case.name}:kill@{case.passage}", ready=False)
+
+    # When it comes to that place, and does die there.
+    DOINGS[case.doing](daemon, pg, changes)
+    assert daemon.wait_exit(30) == -signal.SIGKILL, daemon.log[-4000:]
+
+    # And others go on writing while it is away, until it is started again.
+    changes.write(max(30, CHANGES - changes.written))
+    daemon.start()
+    changes.write(10)
+
+    # Then nothing is missing, doubled, stale, torn or left behind.
+    daemon.wait_applied(pg.execute("select pg_current_wal_lsn()::text")[0][0])
+    assert daemon.status()["dead_letters"] == 0
+    assert_index_equals_table(daemon, pg)
+
+
+def create_tables(pg: Database, rows: int) -> None:
+    pg.execute("create table docs (id int primary key, title text, body text, n int)")
+    pg.execute("alter table docs alter body set storage external")
+    pg.execute("create table others (id int primary key, body text)")
+    pg.execute(
+        "insert into docs select i, 'title ' || i, repeat('first ' || i || ' ', i * 20), i "
+        f"from generate_series(1, {rows}) i"
+    )
+    pg.execute(f"insert into others select i, 'other ' || i from generate_series(1, {rows // 4}) i")
+
+
+class Changes:
+    """A seeded load: inserts, updates of text, of metadata, beside long values, moves, deletes, truncates."""
+
+    def __init__(self, pg: Database, seed: str) -> None:
+        self._pg = pg
+        self._rng = random.Random(seed)
+        self._numbers = itertools.count(1)
+        self.written = 0
+
+    def write(self, count: int) -> None:
+        for _ in range(count):
+            self.one()
+
+    def one(self) -> None:
+        """One transaction of one to three statements; what Postgres refuses is rolled back."""
+        with psycopg.connect(self._pg.dsn) as connection:
+            try:
+                for _ in range(self._rng.randrange(1, 4)):
+                    connection.execute(*self._statement())  # type: ignore[call-overload]
+                connection.commit()
+            except psycopg.errors.UniqueViolation:
+                connection.rollback()
+        self.written += 1
+
+    def _statement(self) -> tuple[str, list[object]]:
+        number, key = next(self._numbers), self._rng.randrange(1, 41)
+        body = f"words {number} " * self._rng.choice([1, 12, 400])
+        update = "update docs set {} = %s where id = %s"
+        insert = "insert into docs values (%s, %s, %s, %s) on conflict (id) do update set body = excluded.body"
+        kinds: tuple[tuple[int, str, list[object]], ...] = (
+            (8, insert, [key, f"title {number}", body, number]),
+            (2, update.format("title"), [f"title {number}", key]),
+            (2, update.format("body"), [body, key]),
+            (3, update.format("n"), [number, key]),
+            (2, update.format("id"), [self._rng.randrange(1, 41), key]),
+            (2, "delete from docs where id = %s", [key]),
+            (3, "insert into others values (%s, %s)", [100 + number, f"other {number}"]),
+            (1, "truncate others", []),
+        )
+        weights = [weight for weight, _, _ in kinds]
+        _, statement, parameters = self._rng.choices(kinds, weights)[0]
+        return statement, parameters
+
+
+# --- what the daemon is about when it dies
+
+
+def first_copy(daemon: DaemonProcess, pg: Database, changes: Changes) -> None:
+    """It dies by itself, while others write."""
+    write_until_it_dies(daemon, changes)
+
+
+def live_changes(daemon: DaemonProcess, pg: Database, changes: Changes) -> None:
+    until(lambda: not daemon.running or daemon.problems() == [], 60.0, "the daemon to be ready")
+    write_until_it_dies(daemon, changes)
+
+
+def idling(daemon: DaemonProcess, pg: Database, changes: Changes) -> None:
+    """Others write where we do not look, and somebody waits for the watermark."""
+    pg.execute("create table bystanders (id int)")
+    deadline = time.monotonic() + 30
+    while daemon.running and time.monotonic() < deadline:
+        pg.execute("insert into bystanders values (1)")
+        with suppress(httpx.TransportError):
+            daemon.get("/wait", lsn=pg.execute("select pg_current_wal_lsn()::text")[0][0], timeout_s=0.2)
+
+
+def resync(daemon: DaemonProcess, pg: Database, changes: Changes) -> None:
+    """Asked for once the first copies, which pass here too, are done."""
+    until(lambda: not daemon.running or daemon.problems() == [], 60.0, "the daemon to be ready")
+    with suppress(httpx.TransportError):
+        daemon.post("/resyncs", {"table": "public.docs"})
+    write_until_it_dies(daemon, changes)
+
+
+def parking(daemon: DaemonProcess, pg: Database, changes: Changes) -> None:
+    """A metadata column has another name for a while; the rows of that time are touched when it is back."""
+    until(lambda: daemon.problems() == [], 60.0, "the daemon to be ready")
+    changes.write(30)
+    pg.execute("alter table docs rename column n to m")
+    pg.execute("update docs set title = 'while renamed'")
+    daemon.wait_exit(30)
+    pg.execute("alter table docs rename column m to n")
+    pg.execute("update docs set n = -1")
+
+
+def stopping(daemon: DaemonProcess, pg: Database, changes: Changes) -> None:
+    until(lambda: daemon.problems() == [], 60.0, "the daemon to be ready")
+    changes.write(40)
+    daemon.signal(signal.SIGTERM)
+
+
+DOINGS: dict[str, Callable[[DaemonProcess, Database, Changes], None]] = {
+    "first_copy": first_copy,
+    "live_changes": live_changes,
+    "idling": idling,
+    "resync": resync,
+    "parking": parking,
+    "stopping": stopping,
+}
+
+
+def write_until_it_dies(daemon: DaemonProcess, changes: Changes) -> None:
+    deadline = time.monotonic() + 30
+    while daemon.running and time.monotonic() < deadline:
+        changes.one()
