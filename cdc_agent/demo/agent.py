@@ -129,7 +129,7 @@ class Agent:
 
 
 def _environment() -> dict[str, str]:
-    """Ours without what would lead the daemon somewhere else than its configuration says, such as to a real database."""
+    """Ours without what would lead the daemon elsewhere than its configuration says, such as to a real database."""
     return {key: value for key, value in os.environ.items() if not key.startswith(("PG", "CDC_"))}
 
 
@@ -148,6 +148,6 @@ def _configuration(folder: Path, dsn: str, port: int) -> str:
             }
         ],
         # Small pages, so that the first copy can be watched.
-        "resync": {"rows_per_chunk": 50},
+        "resync": {"rows_per_chunk": 20},
     }
     return yaml.safe_dump(tree, sort_keys=False)

@@ -82,7 +82,7 @@ def _forget_environment() -> None:
 
 
 def _end_cleanly_on_signals() -> None:
-    """Whatever ends us politely is a Ctrl-C: the servers must end too. Also where SIGINT was ignored, as under nohup."""
+    """Whatever ends us politely is a Ctrl-C, because the servers must end too."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (the signature is Python's)
         raise KeyboardInterrupt

@@ -20,9 +20,11 @@ __all__ = ["LONG_TITLE", "SHORTEN_TITLE", "Article", "load_corpus"]
 #: The article that the story edits.
 SHORTEN_TITLE = "textwrap.shorten(text, width)"
 #: The article of many pages, and its name in the language reference.
-LONG_TITLE = "Python reference: format strings"
-_LONG_TOPIC = "formatstrings"
+LONG_TITLE = "Python reference: the debugger"
+_LONG_TOPIC = "debugger"
 
+#: The parameters that callers do not pass.
+_OWN = frozenset({"self", "cls"})
 #: Characters of a docstring that says something and still is about one chunk.
 _LENGTHS = range(150, 1200)
 _MODULES = {
@@ -103,10 +105,8 @@ def _parameters(node: ast.AST) -> str:
     return f"({', '.join(names)})"
 
 
-_OWN = frozenset({"self", "cls"})
-
-
 def _long_article() -> Article:
+    # Half a megabyte, wanted by the demo alone.
     from pydoc_data.topics import topics
 
-    return Article(title=LONG_TITLE, body=topics[_LONG_TOPIC], category="text")
+    return Article(title=LONG_TITLE, body=topics[_LONG_TOPIC], category="tools")

@@ -111,7 +111,7 @@ class Story:
         self._screen.hits("before", self._agent.search(query, k=1))
         embedded = self._agent.embedded()
         sight = self._seen(self._table.change(_UPDATE_BODY, text, self._shorten), query)
-        self._screen.hits("after", sight.hits)
+        self._screen.hits("after", sight.hits[:1])
         self._claims.check(
             f"the new text is found {sight.ms:.0f} ms after the commit", sight.shows(self._shorten, text), sight.hits
         )
@@ -125,10 +125,8 @@ class Story:
         embedded = self._agent.embedded()
         article_id = self._table.add("Incident 4711", text)
         sight = self._seen(self._committed(), query)
-        self._screen.hits("after", sight.hits)
-        self._claims.check(
-            f"it is found {sight.ms:.0f} ms after the commit", sight.shows(article_id, text), sight.hits
-        )
+        self._screen.hits("after", sight.hits[:1])
+        self._claims.check(f"it is found {sight.ms:.0f} ms after the commit", sight.shows(article_id, text), sight.hits)
         self._claims.check(*self._embedded_exactly(1, since=embedded))
         return article_id
 
@@ -136,7 +134,7 @@ class Story:
         query = "water damage in the data centre"
         self._screen.scene(5, "Delete a row", f"delete from articles where id = {article_id}")
         sight = self._seen(self._table.change("delete from articles where id = %s", article_id), query)
-        self._screen.hits("after", sight.hits)
+        self._screen.hits("after", sight.hits[:1])
         left = self._agent.search(query, where={"cdc_doc": _document(article_id)})
         self._claims.check(
             f"it is gone {sight.ms:.0f} ms after the commit", not left and not sight.shows(article_id), left
@@ -158,8 +156,8 @@ class Story:
 
     def _edit_one_paragraph(self) -> None:
         body = self._table.body_of(self._long)
-        chunks = len(self._agent.search("format", k=100, where={"cdc_doc": _document(self._long)}))
-        text = f"Numbers of whales are written with a narwhal as the thousands separator ({self._stamp})."
+        chunks = len(self._agent.search("debugger", k=100, where={"cdc_doc": _document(self._long)}))
+        text = f"Since this release a film projector shows the last lines of the program in reverse ({self._stamp})."
         self._screen.scene(
             7,
             f"Edit one paragraph of {body.count(chr(10) * 2) + 1}",
@@ -167,7 +165,7 @@ class Story:
         )
         embedded = self._agent.embedded()
         commit = self._table.change(_UPDATE_BODY, _with_new_paragraph(body, text), self._long)
-        sight = self._seen(commit, "thousands separator for whales")
+        sight = self._seen(commit, "watch the program backwards like a movie")
         self._claims.check(
             f"the new words are found {sight.ms:.0f} ms after the commit", sight.shows(self._long, text), sight.hits
         )
@@ -196,7 +194,7 @@ class Story:
         with self._screen.waiting("the daemon starts again"):
             self._agent.start()
         sight = self._seen(commit, "when can I buy bread")
-        self._screen.hits("after", sight.hits)
+        self._screen.hits("after", sight.hits[:1])
         self._check_after_restart(dict(zip([edited, *added], texts, strict=True)), gone, commit)
 
     def _check_after_restart(self, texts: dict[int, str], gone: int, commit: Commit) -> None:
@@ -232,9 +230,7 @@ class Story:
 
     def _search_one(self, article_id: int, text: str, commit: Commit) -> bool:
         """Whether the index holds a chunk of the article with this text."""
-        hits = self._agent.search(
-            text or "anything", k=100, where={"cdc_doc": _document(article_id)}, after=commit.lsn
-        )
+        hits = self._agent.search(text or "anything", k=100, where={"cdc_doc": _document(article_id)}, after=commit.lsn)
         return any(text in hit["text"] for hit in hits or [])
 
     def _embedded_exactly(self, wanted: int, *, since: int) -> tuple[str, bool, str]:

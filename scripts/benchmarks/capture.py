@@ -185,7 +185,7 @@ def _recvlogical(course: Course, slot_name: str) -> Round:
 
 def _ours(course: Course, slot_name: str) -> Round:
     """In a process of its own, as in the daemon; the clock starts when everything is imported."""
-    with tempfile.TemporaryDirectory(prefix="cdc-agent-bench-", dir=__import__("os").environ.get("BENCH_DIR")) as folder:
+    with tempfile.TemporaryDirectory(prefix="cdc-agent-bench-") as folder:
         wanted = {
             "dsn": course.dsn,
             "slot_name": slot_name,
