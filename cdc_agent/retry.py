@@ -23,18 +23,18 @@ class Stopping(Exception):
 
 
 class Backoff:
-    """Delays that grow from ``initial_s`` to ``maximum_s`` with full jitter."""
+    """Delays that double from ``initial_s`` to ``maximum_s``, each with up to ``initial_s`` of jitter."""
 
     def __init__(self, *, initial_s: float = 0.2, maximum_s: float = 30.0) -> None:
         self.initial_s = initial_s
         self.maximum_s = maximum_s
-        self._wait = tenacity.wait_exponential_jitter(initial=initial_s, max=maximum_s, jitter=initial_s)
+        self._wait = tenacity.wait_exponential(multiplier=initial_s, max=maximum_s) + tenacity.wait_random(0, initial_s)
 
     def delay_s(self, attempt: int, at_least_s: float | None = None) -> float:
         """Seconds to wait after the ``attempt``-th failure in a row (1, 2, …)."""
         state = tenacity.RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
         state.attempt_number = attempt
-        return max(float(self._wait(state)), at_least_s or 0.0)
+        return max(min(float(self._wait(state)), self.maximum_s), at_least_s or 0.0)
 
 
 class Retrier:

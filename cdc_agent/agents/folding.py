@@ -15,6 +15,7 @@ from cdc_agent.events import UNCHANGED, ChangeEvent, Op, RawValue, Row
 from cdc_agent.ledger.base import Manifest
 from cdc_agent.lsn import Version
 from cdc_agent.snapshot import Snapshot
+from cdc_agent.values import FLOAT_OIDS
 
 __all__ = ["Fold", "Pending", "filled"]
 
@@ -61,6 +62,8 @@ class Fold:
     table: str
     manifest_of: ManifestOf
     documents_of: DocumentsOf
+    #: Takes back a document that was put off in an earlier batch.
+    resume: Callable[[str], Pending | None] = lambda _: None
     pending: dict[str, Pending] = field(default_factory=dict)
 
     def change(self, event: ChangeEvent, *, epoch: int = 0) -> None:
@@ -161,22 +164,24 @@ class Fold:
         return pending
 
     def _of(self, found: str, key: tuple[str, ...], event: ChangeEvent) -> Pending:
-        pending = self.pending.get(found)
-        if pending is None:
-            base = self.manifest_of(found)
-            pending = self.pending[found] = Pending(
-                document_id=found,
-                key=key,
-                base=base,
-                # Without a manifest anything is newer; a version just before the event says so.
-                version=base.version if base else Version(event.version.commit_lsn, event.version.ordinal - 1),
-                xid=base.xid if base else 0,
-                relation_oid=base.relation_oid if base else 0,
-                snapshot=base.snapshot if base else None,
-                epoch=base.epoch if base else 0,
-                first_commit_ts_us=event.commit_ts_us,
-            )
+        pending = self.pending.get(found) or self.resume(found) or self._begun(found, key, event)
+        self.pending[found] = pending
         return pending
+
+    def _begun(self, found: str, key: tuple[str, ...], event: ChangeEvent) -> Pending:
+        base = self.manifest_of(found)
+        return Pending(
+            document_id=found,
+            key=key,
+            base=base,
+            # Without a manifest anything is newer; a version just before the event says so.
+            version=base.version if base else Version(event.version.commit_lsn, event.version.ordinal - 1),
+            xid=base.xid if base else 0,
+            relation_oid=base.relation_oid if base else 0,
+            snapshot=base.snapshot if base else None,
+            epoch=base.epoch if base else 0,
+            first_commit_ts_us=event.commit_ts_us,
+        )
 
     def _outdated(self, pending: Pending, event: ChangeEvent) -> bool:
         if event.version <= pending.version:
@@ -214,13 +219,16 @@ def key_of(found: str) -> tuple[str, ...]:
 
 
 def filled(after: Row, known: Iterable[Row]) -> Row:
-    """``after`` with values that were not sent taken from the first known row that has them, by column name."""
+    """``after`` with values that were not sent taken from the first known row that has them, by column name.
+
+    Not those of floats and numerics: there it may also mean that the plugin cannot express the new value.
+    """
     if UNCHANGED not in after.raw:
         return after
     raw = list(after.raw)
     for source in known:
         for i, column in enumerate(after.relation.columns):
-            if raw[i] is UNCHANGED:
+            if raw[i] is UNCHANGED and column.type_oid not in FLOAT_OIDS:
                 raw[i] = _value(source, column.name)
     return Row(after.relation, tuple(raw))
 

@@ -13,13 +13,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-
-import orjson
 
 from cdc_agent import metrics
-from cdc_agent.agents.folding import Fold, Pending
+from cdc_agent.agents.batch import BatchFolder, Folded
+from cdc_agent.agents.folding import Pending
 from cdc_agent.agents.inflight import InFlight
+from cdc_agent.agents.pacing import Deferred, Pacer
 from cdc_agent.agents.parking import dead_letter, still_indexed
 from cdc_agent.agents.planning import Collection, Plan, needs_row, plan
 from cdc_agent.agents.rereading import reread
@@ -27,23 +26,19 @@ from cdc_agent.agents.vectors import Vectorizer
 from cdc_agent.agents.watermark import Watermark
 from cdc_agent.agents.writing import IndexWriter, Prepared, TaintedError
 from cdc_agent.errors import CdcAgentError, RenderError
-from cdc_agent.events import ChangeEvent, Op
 from cdc_agent.failpoints import hit
-from cdc_agent.ledger.base import Checkpoint, DeadLetter, Ledger, Manifest, Resync
+from cdc_agent.ledger.base import Checkpoint, DeadLetter, Ledger
 from cdc_agent.lsn import Lsn
 from cdc_agent.retry import Retrier, Stopping
-from cdc_agent.snapshot import Snapshot
 from cdc_agent.source.base import RowReader
 from cdc_agent.stream.base import Batch, Stream
 
-__all__ = ["AGENT", "RESYNC_PREFIX", "Indexer"]
+__all__ = ["AGENT", "Indexer"]
 
 log = logging.getLogger(__name__)
 
 #: The indexer's name as a consumer of the stream.
 AGENT = "indexer"
-#: Logical messages that carry the progress of a resync.
-RESYNC_PREFIX = "cdc_agent.resync"
 #: Chunks to embed that one batch aims at: enough to fill the model's batches, few enough to be searchable soon.
 _TARGET_CHUNKS = 64
 _MIN_EVENTS, _MAX_EVENTS = 16, 4_000
@@ -70,21 +65,31 @@ class Indexer:
         writer_retrier: Retrier,
         stop: threading.Event,
         wall_clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream
         self._ledger = ledger
         self._writer = writer
         self._vectorizer = vectorizer
         self._row_reader = row_reader
-        self._by_root: dict[int, list[Collection]] = {}
-        for collection in collections.values():
-            self._by_root.setdefault(root_oids[collection.name], []).append(collection)
         self._collections = collections
         self._planner_retrier = planner_retrier
         self._writer_retrier = writer_retrier
         self._stop = stop
         self._wall_clock = wall_clock
         self._in_flight = InFlight()
+        self._pacer = Pacer(clock)
+        self._deferred = Deferred(clock)
+        self._folder = BatchFolder(
+            ledger=ledger,
+            in_flight=self._in_flight,
+            collections=collections,
+            root_oids=root_oids,
+            resume=self._resumed,
+            waiting=self._deferred.places,
+            wall_clock=wall_clock,
+        )
+        self._held: dict[tuple[str, str], Checkpoint] = {}
         self._handoff: queue.Queue[tuple[int, Prepared]] = queue.Queue(maxsize=1)
         self._failed: CdcAgentError | None = None
         self._limit = _TARGET_CHUNKS
@@ -100,10 +105,15 @@ class Indexer:
             while not self._stop.is_set():
                 if self._failed is not None:
                     self._start_over()
-                batch = self._stream.read(self._next.offset, limit=self._limit, wait_s=_READ_WAIT_S)
-                self._take(batch)
+                wait_s = self._deferred.due_in_s(_READ_WAIT_S)
+                self._take(self._stream.read(self._next.offset, limit=self._limit, wait_s=wait_s))
         except Stopping:
             log.debug("planner stopped")
+
+    def hurry(self) -> None:
+        """Somebody waits for the watermark: nothing is put off any longer."""
+        self._deferred.hurry()
+        self._stream.wake()
 
     def _start_over(self) -> None:
         """Throw away what is in flight and go on from the last checkpoint."""
@@ -114,39 +124,58 @@ class Indexer:
         self._failed = None
         if failed is not None and not failed.retryable:
             raise failed
+        self._deferred.clear()
         self._next = self._ledger.checkpoint(AGENT)
 
     def _take(self, batch: Batch) -> None:
         checkpoint = Checkpoint(
             offset=batch.next_offset, applied_lsn=max(self._next.applied_lsn, Lsn(batch.applied_lsn))
         )
-        if checkpoint == self._next:
-            return
-        if batch.events:
+        due = self._deferred.take_due()
+        self._held = {place: entry.held for place, entry in due.items()}
+        if batch.events or due:
             hit("after_read")
-            self._hand_over(self._prepare(batch.events, checkpoint))
-        elif not self._in_flight.empty:
-            self._hand_over(Prepared(checkpoint=checkpoint))
-        else:
-            self.watermark.advance(checkpoint.offset, checkpoint.applied_lsn)
+            waited = {place: entry.pending for place, entry in due.items()}
+            folded = self._folder.fold(batch.events, waited)
+            self._hand_over(self._prepare(folded, len(batch.events), checkpoint, frozenset(due)))
+        elif checkpoint != self._next:
+            self._move_on(checkpoint)
         self._next = checkpoint
 
-    def _prepare(self, events: Sequence[ChangeEvent], checkpoint: Checkpoint) -> Prepared:
-        folds, resyncs = self._fold(events)
+    def _move_on(self, checkpoint: Checkpoint) -> None:
+        """Nothing concerned us, and the source is further."""
+        safe = self._deferred.safe(checkpoint)
+        if self._in_flight.empty:
+            self.watermark.advance(safe.offset, safe.applied_lsn)
+        else:
+            self._hand_over(Prepared(checkpoint=safe))
+
+    def _resumed(self, collection: str, document_id: str) -> Pending | None:
+        """A document that was put off changes again."""
+        entry = self._deferred.take((collection, document_id))
+        if entry is None:
+            return None
+        self._held[collection, document_id] = entry.held
+        return entry.pending
+
+    def _prepare(
+        self, folded: Folded, events: int, checkpoint: Checkpoint, due: frozenset[tuple[str, str]]
+    ) -> Prepared:
+        folds, resyncs = folded.folds, folded.resyncs
         letters: list[DeadLetter] = []
         plans: list[Plan] = []
         for name, fold in folds.items():
             collection = self._collections[name]
             for pending in self._complete_rows(collection, list(fold.pending.values()), letters):
                 made = self._plan(collection, pending, letters)
-                if made is not None:
+                if made is not None and not self._put_off(made, due):
                     plans.append(made)
         hit("after_plan")
         vectors, fresh = self._vectorizer.vectors(plans, letters, self._collections)
         parked = {(letter.collection, letter.document_id) for letter in letters}
         plans = [p for p in plans if (p.collection, p.pending.document_id) not in parked]
         hit("after_embed")
-        self._adapt(len(events), sum(len(p.new) for p in plans))
+        self._adapt(events, sum(len(p.new) for p in plans))
         _count(plans)
         if letters:
             hit("dead_letter")
@@ -154,7 +183,7 @@ class Indexer:
             plans,
             vectors,
             fresh,
-            checkpoint=checkpoint,
+            checkpoint=self._deferred.safe(checkpoint),
             retrier=self._planner_retrier,
             letters=letters,
             resyncs=list(resyncs.values()),
@@ -162,70 +191,6 @@ class Indexer:
         kept = [still_indexed(folds[name].pending[document]) for name, document in sorted(parked)]
         prepared.manifests += [manifest for manifest in kept if manifest is not None]
         return prepared
-
-    def _fold(self, events: Sequence[ChangeEvent]) -> tuple[dict[str, Fold], dict[int, Resync]]:
-        folds: dict[str, Fold] = {}
-        resyncs: dict[int, Resync] = {}
-        for event in events:
-            if event.op is Op.MESSAGE:
-                self._resync_message(event, folds, resyncs)
-                continue
-            assert event.relation is not None
-            for collection in self._by_root.get(event.relation.root_oid, ()):
-                self._fold_of(collection, folds).change(event, epoch=event.resync_id)
-        return folds, resyncs
-
-    def _fold_of(self, collection: Collection, folds: dict[str, Fold]) -> Fold:
-        fold = folds.get(collection.name)
-        if fold is None:
-            name = collection.name
-            fold = folds[name] = Fold(
-                table=collection.table,
-                manifest_of=lambda found: self._manifest(name, found),
-                documents_of=lambda oid: self._documents(name, oid),
-            )
-        return fold
-
-    def _manifest(self, collection: str, document_id: str) -> Manifest | None:
-        pending = self._in_flight.manifest(collection, document_id)
-        if pending is not None:
-            return pending
-        return self._ledger.manifests(collection, [document_id]).get(document_id)
-
-    def _documents(self, collection: str, relation_oid: int) -> list[str]:
-        in_ledger = self._ledger.documents_of_relation(collection, relation_oid)
-        return [*in_ledger, *self._in_flight.documents_of(collection, relation_oid)]
-
-    def _resync_message(self, event: ChangeEvent, folds: dict[str, Fold], resyncs: dict[int, Resync]) -> None:
-        """A page of a resync ended here: remember how far it is; at its end, what it never met is gone."""
-        if event.message is None or event.message[0] != RESYNC_PREFIX or event.resync_id == 0:
-            return
-        found = resyncs.get(event.resync_id) or next(
-            (r for r in self._ledger.resyncs(running_only=True) if r.id == event.resync_id), None
-        )
-        if found is None:
-            return
-        body = orjson.loads(event.message[1])
-        for collection in (self._collections[name] for name in found.collections if name in self._collections):
-            fold = self._fold_of(collection, folds)
-            for key in body.get("absent", ()):
-                fold.absent(event, tuple(key))
-            if body["done"] and not found.keys:
-                self._sweep_out(collection, fold, event, Snapshot.parse(body["since"]))
-        resyncs[found.id] = replace(
-            found,
-            last_key=tuple(body["last_key"]) if body["last_key"] else found.last_key,
-            rows_done=body["rows_done"],
-            state="done" if body["done"] else "running",
-            finished_at=self._wall_clock() if body["done"] else None,
-        )
-
-    def _sweep_out(self, collection: Collection, fold: Fold, event: ChangeEvent, since: Snapshot) -> None:
-        """Documents that a whole resync never met are gone from the table."""
-        for manifest in self._ledger.unseen(collection.name, event.resync_id):
-            newest = self._in_flight.manifest(collection.name, manifest.document_id) or manifest
-            if not newest.deleted and newest.epoch < event.resync_id:
-                fold.gone(newest, event, since=since, epoch=event.resync_id)
 
     def _complete_rows(
         self, collection: Collection, pending: Sequence[Pending], letters: list[DeadLetter]
@@ -249,6 +214,16 @@ class Indexer:
         except RenderError as exc:
             letters.append(dead_letter(AGENT, collection, pending, "render", exc, 1))
             return None
+
+    def _put_off(self, made: Plan, due: frozenset[tuple[str, str]]) -> bool:
+        """Whether a document that changes again and again waits a little before it is embedded once more."""
+        place = (made.collection, made.pending.document_id)
+        if not made.new or made.pending.from_resync or place in due or self._deferred.urgent:
+            return False
+        wait_s = self._pacer.wait_s(place)
+        if wait_s > 0:
+            self._deferred.add(place, made.pending, wait_s, self._held.get(place, self._next))
+        return wait_s > 0
 
     def _adapt(self, events: int, chunks: int) -> None:
         """Aim at batches of about ``_TARGET_CHUNKS`` new chunks, whatever the rows look like."""

@@ -21,6 +21,7 @@ from cdc_agent.documents.model import MetadataValue, text_hash
 from cdc_agent.errors import RenderError
 from cdc_agent.events import UNCHANGED, Row
 from cdc_agent.ledger.base import ChunkRef, Manifest
+from cdc_agent.values import FLOAT_OIDS
 
 __all__ = ["Collection", "Plan", "needs_row", "plan"]
 
@@ -104,7 +105,9 @@ def needs_row(collection: Collection, pending: Pending, *, tainted: bool) -> boo
     missing = {name for name in spec.needed_columns if _raw(row, name) is UNCHANGED}
     if not missing:
         return False
-    beyond_text = missing - set(spec.text_columns) or missing & set(spec.metadata) or missing & _predicate(spec)
+    # A float or numeric that was not sent may be one that the plugin cannot express.
+    unsaid = {name for name in missing if row.relation.columns[row.relation.index[name]].type_oid in FLOAT_OIDS}
+    beyond_text = missing - set(spec.text_columns) | missing & set(spec.metadata) | missing & _predicate(spec) | unsaid
     return tainted or bool(beyond_text) or not _text_unchanged(collection, pending, row)
 
 

@@ -41,6 +41,7 @@ class DaemonService:
                 raise TimeoutError
             # The watermark may be behind only because the server has had no reason to say how far it is.
             self._daemon.capture.hurry()
+            self._daemon.indexer.hurry()
             watermark.wait_lsn(lsn, min(left, _ASK_INTERVAL_S))
         return watermark.applied_lsn
 

@@ -13,7 +13,7 @@ import enum
 import math
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from psycopg import postgres
@@ -21,7 +21,7 @@ from psycopg import postgres
 from cdc_agent import values
 from cdc_agent.errors import ConfigError, RenderError
 
-__all__ = ["Kind", "common_kind", "kind_of", "load_literal", "order_key"]
+__all__ = ["Kind", "common_kind", "kind_of", "list_kind", "load_literal", "order_key"]
 
 
 class Kind(enum.Enum):
@@ -73,6 +73,12 @@ _LADDERS: Final = (
     (Kind.VARCHAR, Kind.CHAR, Kind.TEXT),
     (Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ),
 )
+#: In a list every number may become any later one here; of strings, the first decides.
+_LIST_LADDERS: Final = (
+    (Kind.INTEGER, Kind.NUMERIC, Kind.REAL, Kind.DOUBLE),
+    (Kind.DATE, Kind.TIMESTAMP, Kind.TIMESTAMPTZ),
+)
+_STRINGS: Final = frozenset({Kind.TEXT, Kind.VARCHAR, Kind.CHAR})
 _NUMBERS: Final = frozenset({Kind.INTEGER, Kind.NUMERIC, Kind.REAL, Kind.DOUBLE})
 _TYPE_OIDS: Final = {kind: postgres.types[name].oid for name, kind in reversed(_KINDS.items())}
 
@@ -122,6 +128,22 @@ def common_kind(left: Kind, right: Kind) -> Kind | None:
         if left in ladder and right in ladder:
             return max(left, right, key=ladder.index)
     return Kind.DOUBLE if left in _NUMBERS and right in _NUMBERS else None
+
+
+def list_kind(kinds: Sequence[Kind]) -> Kind | None:
+    """The one kind that the server gives to the constants of a list, or None where that is left to each comparison.
+
+    https://www.postgresql.org/docs/current/typeconv-union-case.html
+    """
+    known = [kind for kind in kinds if kind is not Kind.UNKNOWN]
+    if not known:
+        return None
+    if _STRINGS.issuperset(known):
+        return known[0]
+    for ladder in _LIST_LADDERS:
+        if set(ladder).issuperset(known):
+            return max(known, key=ladder.index)
+    return None
 
 
 def load_literal(kind: Kind, text: str) -> Any:
@@ -238,7 +260,7 @@ _LOADERS: Final[dict[Kind, Callable[[str], Any]]] = {
     Kind.BOOLEAN: _boolean,
     Kind.INTEGER: _matching(_INTEGER, Kind.INTEGER),
     Kind.NUMERIC: _numeric,
-    Kind.REAL: _float,
+    Kind.REAL: lambda text: _float32(_float(text)),
     Kind.DOUBLE: _float,
     Kind.TEXT: _same,
     Kind.VARCHAR: _same,

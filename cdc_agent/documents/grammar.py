@@ -13,9 +13,19 @@ from typing import Any, Final
 import sqlglot
 from sqlglot import exp
 
+from cdc_agent.documents.comparison import Kind
 from cdc_agent.errors import ConfigError
 
-__all__ = ["COMPARISONS", "SUPPORTED", "column_name", "is_string", "parse_condition", "unnested", "unsupported"]
+__all__ = [
+    "CAST_KINDS",
+    "COMPARISONS",
+    "SUPPORTED",
+    "column_name",
+    "is_string",
+    "parse_condition",
+    "unnested",
+    "unsupported",
+]
 
 SUPPORTED: Final = (
     "supported are columns, literals, = <> < <= > >=, and, or, not, is [not] null/true/false, [not] in (…), "
@@ -51,6 +61,23 @@ _PARTS: Final[dict[type[exp.Expression], frozenset[str]]] = {
     exp.Neg: frozenset({"this"}),
     exp.Cast: frozenset({"this", "to"}),
     exp.DataType: frozenset({"this", "nested"}),
+}
+#: What a literal may be cast to, by sqlglot's names.
+CAST_KINDS: Final = {
+    "BOOLEAN": Kind.BOOLEAN,
+    "SMALLINT": Kind.INTEGER,
+    "INT": Kind.INTEGER,
+    "BIGINT": Kind.INTEGER,
+    "DECIMAL": Kind.NUMERIC,
+    "FLOAT": Kind.REAL,
+    "DOUBLE": Kind.DOUBLE,
+    "TEXT": Kind.TEXT,
+    "VARCHAR": Kind.VARCHAR,
+    "DATE": Kind.DATE,
+    "TIMESTAMP": Kind.TIMESTAMP,
+    "TIMESTAMPTZ": Kind.TIMESTAMPTZ,
+    "TIME": Kind.TIME,
+    "UUID": Kind.UUID,
 }
 #: Without quotes these words are functions of the server, not columns.
 _NOT_COLUMNS: Final = frozenset(

@@ -16,8 +16,9 @@ from typing import Any, Final, TypeAlias
 
 from sqlglot import exp
 
-from cdc_agent.documents.comparison import Kind, common_kind, kind_of, load_literal, order_key
+from cdc_agent.documents.comparison import Kind, common_kind, kind_of, list_kind, load_literal, order_key
 from cdc_agent.documents.grammar import (
+    CAST_KINDS,
     COMPARISONS,
     SUPPORTED,
     column_name,
@@ -34,23 +35,6 @@ from cdc_agent.events import UNCHANGED, Relation, Row
 __all__ = ["Predicate"]
 
 _Condition: TypeAlias = Callable[[Row], Truth]
-
-_CAST_KINDS: Final = {
-    "BOOLEAN": Kind.BOOLEAN,
-    "SMALLINT": Kind.INTEGER,
-    "INT": Kind.INTEGER,
-    "BIGINT": Kind.INTEGER,
-    "DECIMAL": Kind.NUMERIC,
-    "FLOAT": Kind.REAL,
-    "DOUBLE": Kind.DOUBLE,
-    "TEXT": Kind.TEXT,
-    "VARCHAR": Kind.VARCHAR,
-    "DATE": Kind.DATE,
-    "TIMESTAMP": Kind.TIMESTAMP,
-    "TIMESTAMPTZ": Kind.TIMESTAMPTZ,
-    "TIME": Kind.TIME,
-    "UUID": Kind.UUID,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,12 +156,25 @@ class _Binder:
 
     def _in(self, node: exp.Expression) -> _Condition:
         value = self._operand(node.this)
-        members = [self._operand(member) for member in node.expressions]
-        if value.kind is Kind.REAL and len(members) > 1:
-            # The server settles on one type for a list, and beside numeric constants that is real itself.
-            members = [_Operand(kind=Kind.REAL, read=m.read) if m.kind is Kind.NUMERIC else m for m in members]
+        constants = [self._operand(member) for member in node.expressions if member.find(exp.Column) is None]
+        others = [self._operand(member) for member in node.expressions if member.find(exp.Column) is not None]
+        if len(constants) > 1 and self._relation is not None:
+            constants = self._of_one_kind(node, value, constants)
+        members = [*constants, *others]
         tests = [self._compared(node, "=", operator.eq, value, member) for member in members]
         return lambda row: any_of(test(row) for test in tests)
+
+    def _of_one_kind(self, node: exp.Expression, value: _Operand, constants: list[_Operand]) -> list[_Operand]:
+        """The server settles on one type for the constants of a list, where a single one is compared as it is."""
+        kind = list_kind([value.kind, *(constant.kind for constant in constants)])
+        if kind is None:
+            return constants
+        return [
+            _constant(kind, self._loaded(node, kind, constant.literal))
+            if constant.literal is not None
+            else _Operand(kind=kind, read=constant.read)
+            for constant in constants
+        ]
 
     def _like(self, node: exp.Expression) -> _Condition:
         return self._matching(node, "\\")
@@ -247,7 +244,7 @@ class _Binder:
         return _Operand(kind=operand.kind, read=lambda row: None if (value := read(row)) is None else _minus(value))
 
     def _cast(self, node: exp.Cast) -> _Operand:
-        kind = _CAST_KINDS.get(str(node.to.this.name))
+        kind = CAST_KINDS.get(str(node.to.this.name))
         inner = unnested(node.this)
         if kind is None or node.to.expressions:
             raise unsupported(self._sql, node)

@@ -80,10 +80,7 @@ class Wal2JsonDecoder:
         self.assembler.reset()
 
     def feed(self, payload: memoryview | bytes) -> Transaction | None:
-        try:
-            message = self._decode(payload)
-        except msgspec.DecodeError as exc:
-            raise DecodeError(f"malformed wal2json message of {len(payload)} bytes", hint=_HINT) from exc
+        message = self._message(payload)
         action = message.action
         if action in ("I", "U", "D", "T"):
             return self._change(message, len(payload))
@@ -95,6 +92,16 @@ class Wal2JsonDecoder:
         if action == "M":
             return self._logical_message(message)
         raise DecodeError(f"unknown wal2json action {action!r}", hint=_HINT)
+
+    def _message(self, payload: memoryview | bytes) -> _Message:
+        try:
+            return self._decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            data = bytes(payload)
+            if data.startswith(_LOGICAL_MESSAGE):
+                # Any application may write bytes that are no text into such a message; none of them is ours.
+                return _Message(action="M", transactional=_TRANSACTIONAL in data)
+            raise DecodeError(f"malformed wal2json message of {len(payload)} bytes", hint=_HINT) from exc
 
     def _change(self, message: _Message, size: int) -> Transaction | None:
         relation = self._relation(message)
@@ -142,6 +149,8 @@ class Wal2JsonDecoder:
         return relation
 
 
+_LOGICAL_MESSAGE = b'{"action":"M"'
+_TRANSACTIONAL = b'"transactional":true,"prefix":'
 _HINT = "the replication stream is damaged or newer than this program; report it with the slot's LSN"
 
 

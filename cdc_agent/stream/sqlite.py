@@ -232,11 +232,13 @@ def _after(position: Position, fresh: Sequence[Transaction], captured_lsn: Lsn |
     captured, partial = position.captured_lsn, position.partial
     for tx in fresh:
         if tx.end_lsn is not None:
-            captured, partial = max(captured, tx.end_lsn), None
+            captured = max(captured, tx.end_lsn)
+            # Before a transaction that was cut off comes again, the server may report places on the way to it.
+            partial = partial if partial is not None and tx.end_lsn <= partial.commit_lsn else None
         elif tx.changes:
             partial = Version(tx.commit_lsn, tx.changes[-1].ordinal)
-    if captured_lsn is not None and partial is None:
-        captured = max(captured, captured_lsn)
+    if captured_lsn is not None and (partial is None or captured_lsn > partial.commit_lsn):
+        captured, partial = max(captured, captured_lsn), None
     return Position(captured_lsn=captured, partial=partial)
 
 

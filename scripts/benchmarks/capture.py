@@ -117,7 +117,9 @@ def _lay(installation: Installation, dsn: str, plugin: str, shape: Shape, rows: 
         for first in range(0, rows, step):
             connection.execute(shape.change, {"from": first, "to": first + step - 1} if "%(" in shape.change else None)
         end = wal_position(connection)
-    return Course(installation=installation, dsn=dsn, plugin=plugin, start=str(start), end=end, rows=rows // step * step)
+    return Course(
+        installation=installation, dsn=dsn, plugin=plugin, start=str(start), end=end, rows=rows // step * step
+    )
 
 
 def _run(course: Course, shape: Shape, rounds: int) -> Figure:
@@ -195,5 +197,7 @@ def _ours(course: Course, slot_name: str) -> Round:
             "start": course.start,
             "rows": course.rows,
         }
-        done = subprocess.run([sys.executable, str(_DRAIN)], input=orjson.dumps(wanted), check=True, stdout=subprocess.PIPE)
+        done = subprocess.run(
+            [sys.executable, str(_DRAIN)], input=orjson.dumps(wanted), check=True, stdout=subprocess.PIPE
+        )
     return Round(**orjson.loads(done.stdout))

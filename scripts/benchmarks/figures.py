@@ -37,7 +37,9 @@ def at_least(measure: str, unit: str, ours: float, reference: float, ratio: floa
     return Figure(measure=measure, unit=unit, ours=ours, reference=reference, aim=f"ratio ≥ {ratio:g}", ok=ok)
 
 
-def at_most(measure: str, unit: str, ours: float, limit: float, *, reference: float | None = None, why: str = "") -> Figure:
+def at_most(
+    measure: str, unit: str, ours: float, limit: float, *, reference: float | None = None, why: str = ""
+) -> Figure:
     """A figure that should not be above ``limit``; ``why`` says what the limit is made of."""
     aim = f"≤ {limit:.4g} {unit}{f' ({why})' if why else ''}"
     return Figure(measure=measure, unit=unit, ours=ours, reference=reference, aim=aim, ok=ours <= limit)
@@ -59,7 +61,9 @@ def table(figures: Sequence[Figure]) -> str:
     """All figures in columns, as a Markdown table: it can be pasted into docs/BENCHMARKS.md."""
     rows = [_HEAD, *(_cells(figure) for figure in figures)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 

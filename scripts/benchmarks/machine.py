@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["PeakMemory", "children", "cpu_seconds", "load_average", "say", "timed"]
+__all__ = ["PeakMemory", "children", "cpu_seconds", "load_average", "say"]
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -26,14 +23,6 @@ def load_average() -> float:
     return os.getloadavg()[0]
 
 
-@contextmanager
-def timed(into: list[float]) -> Iterator[None]:
-    """Append the seconds that the block took."""
-    began = time.perf_counter()
-    yield
-    into.append(time.perf_counter() - began)
-
-
 def cpu_seconds(pid: int) -> float:
     """CPU time of all threads that the process has or had."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -42,7 +31,11 @@ def cpu_seconds(pid: int) -> float:
 
 def children(pid: int) -> list[int]:
     """Processes that this one started and that still run."""
-    return [int(child) for tasks in Path(f"/proc/{pid}/task").iterdir() for child in (tasks / "children").read_text().split()]
+    return [
+        int(child)
+        for tasks in Path(f"/proc/{pid}/task").iterdir()
+        for child in (tasks / "children").read_text().split()
+    ]
 
 
 def resident_mb(pid: int) -> float:

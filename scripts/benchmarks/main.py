@@ -38,7 +38,9 @@ def main() -> int:
     load = load_average()
     say(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load average {load:.2f}")
     if load > _QUIET_LOAD:
-        say(f"WARNING: the load average is above {_QUIET_LOAD}: something else runs here, so figures are not comparable")
+        say(
+            f"WARNING: the load average is above {_QUIET_LOAD}: something else runs here, so figures are not comparable"
+        )
     figures: list[Figure] = []
     for name in args.only or MEASUREMENTS:
         say(f"\n== {name} ==")

@@ -108,6 +108,9 @@ SOME = row(
         ("r = f", False),
         ("r in (0.1)", False),
         ("r in (0.1, 0.2)", True),
+        ("r not in (f, '7', n)", True),
+        ("f in ('0.1'::real, 7)", False),
+        ("i in ('5.0', 1.5)", True),
         # text: code points, blanks, patterns
         ("t = 'tea_1'", False),
         ("t > 'Tea'", True),
@@ -126,8 +129,10 @@ SOME = row(
         ("t like 'Tea!_1' escape '!'", True),
         ("t like 'T\\%' escape ''", False),
         ("t not like '%a%1'", False),
+        ("t not like 'Tea!_1' escape '!'", False),
         ("t like '%1%a%'", False),
         ("c like 'a'", False),
+        ("c in ('a', 'b'::text)", True),
         ("\"Mixed\" = 'x'", True),
         # dates and times
         ("d = '2020-01-01'", True),
@@ -140,6 +145,7 @@ SOME = row(
         ("tz = '2020-01-01 13:00:00+01'", True),
         ("tz = '2020-01-01 12:00'", True),
         ("tz > date '2020-01-01'", True),
+        ("tz = '2020-01-01 12:00'::timestamp", True),
         ("d >= '2020-01-01'::date", True),
         ("tm < '10:00:01'", True),
         # the rest
