@@ -40,6 +40,8 @@ MESSAGE_PREFIX = "cdc_agent.resync"
 _PAGES_AHEAD = 2
 #: A page aims at this much work for the indexer, so that live changes do not wait long behind it.
 _PAGE_S = 0.5
+#: A mark that has not come back after this many seconds is written again.
+_REPEAT_MARK_S = 30.0
 _MIN_ROWS, _MAX_ROWS = 8, 2_000
 
 
@@ -213,10 +215,16 @@ class ResyncRunner:
         token = secrets.token_hex(8)
         page = _Page(rows=rows, body=body, resync_id=resync.id)
         self._board.put(token, page)
-        hit("resync_before_mark")
-        self._read(lambda: self._reader.mark(MESSAGE_PREFIX, {"token": token}))
-        hit("resync_after_mark")
-        while not page.placed.wait(0.5):
+        while not page.placed.is_set():
+            hit("resync_before_mark")
+            self._read(lambda: self._reader.mark(MESSAGE_PREFIX, {"token": token}))
+            hit("resync_after_mark")
+            self._await_placed(page)
+
+    def _await_placed(self, page: _Page) -> None:
+        """Wait for the mark, but not for ever: one that was written before a slot was made anew never comes."""
+        deadline = self._clock() + _REPEAT_MARK_S
+        while not page.placed.wait(0.5) and self._clock() < deadline:
             if self._stop.is_set():
                 raise Stopping
 

@@ -96,7 +96,8 @@ class Story:
             while done < self._count and time.monotonic() - moved_at < _STALLED_S:
                 before, (done, _) = done, self._agent.counts()
                 moved_at = time.monotonic() if done != before else moved_at
-                tell(done)
+                # In a folder that was used before, the index may still hold more than the table.
+                tell(min(done, self._count))
                 time.sleep(_POLL_S)
 
     def _search(self) -> None:

@@ -150,8 +150,10 @@ VALUES: dict[str, Sequence[str]] = {
     "c_tsvector": ["to_tsvector('simple', 'a fat ''cat''')"],
     "c_oid": ["1", "4294967295"],
 }
+#: wal2json cannot express some of their values, and then the whole row is read again: that must not hide the others.
+FLOATS = ("c_numeric", "c_price", "c_float4", "c_float8")
 #: Everything but bytea, which is no text, may stand in a template.
-COLUMNS = [name for name in VALUES if name not in ("note", "c_bytea")]
+COLUMNS = [name for name in VALUES if name not in ("note", "c_bytea", *FLOATS)]
 TEXT = "\n".join(f"{name}: {{{name}}}" for name in COLUMNS)
 ROWS = 1 + max(len(values) for values in VALUES.values())
 
@@ -191,11 +193,11 @@ def contents(daemon: DaemonProcess, collection: str) -> list[tuple[Any, ...]]:
 
 
 def collections() -> list[dict[str, Any]]:
-    things = {"table": "public.things", "chunking": {"max_tokens": 256}}
+    things = {"table": "public.things"}
     return [
         {**things, "name": "things", "text": TEXT, "metadata": [*COLUMNS, "c_bytea"]},
-        # Each alone, so that a difference is not hidden behind another.
-        {**things, "name": "numbers", "text": "{c_numeric} {c_float8} {c_float4}", "metadata": ["c_numeric"]},
+        *({**things, "name": name, "text": f"{{{name}}}", "metadata": [name]} for name in FLOATS),
+        {**things, "name": "numbers", "text": " ".join(f"{{{name}}}" for name in FLOATS), "metadata": ["note"]},
     ]
 
 
@@ -241,7 +243,7 @@ def test_both_plugins_bring_the_same_values(pg: Database, new_daemon: NewDaemon)
     # Then both indexes hold what SELECT gives, and the same, to the LSN.
     assert_index_equals_table(one, pg)
     assert_index_equals_table(two, pg)
-    for name in ("things", "numbers"):
+    for name in ("things", "numbers", *FLOATS):
         mine, theirs = contents(one, name), contents(two, name)
         volatile = ("cdc_lsn", "cdc_commit_ts")
         assert [_without(row, volatile) for row in mine] == [_without(row, volatile) for row in theirs]
