@@ -160,11 +160,14 @@ class LedgerFull(LedgerError):
 class EmbeddingError(CdcAgentError):
     """The model failed."""
 
+    exit_code = EXIT_CONFIG
+
 
 class EmbedderUnavailable(EmbeddingError):
     """The model cannot answer now; ``retry_after_s`` is what the endpoint asked for, if it did."""
 
     retryable = True
+    exit_code = EXIT_TRY_AGAIN
 
     def __init__(self, message: str, *, hint: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -187,10 +190,13 @@ class StoreUnavailable(VectorStoreError):
     """The store cannot be reached or answers 5xx. The write may or may not have been applied."""
 
     retryable = True
+    exit_code = EXIT_TRY_AGAIN
 
 
 class StoreRejected(VectorStoreError):
     """The store refuses a record for good (dimension, size, type)."""
+
+    exit_code = EXIT_CONFIG
 
 
 class RenderError(CdcAgentError):

@@ -25,6 +25,7 @@ INTERVAL_OID = _builtin["interval"].oid
 JSON_OIDS = frozenset(_builtin[name].oid for name in ("json", "jsonb"))
 #: Types with NaN or infinity: JSON cannot carry those, so wal2json writes null for them.
 FLOAT_OIDS = frozenset(_builtin[name].oid for name in ("float4", "float8", "numeric"))
+_BINARY_FLOAT_OIDS = frozenset(_builtin[name].oid for name in ("float4", "float8"))
 
 _local = threading.local()
 
@@ -33,12 +34,19 @@ def _as_text(data: bytes) -> str:
     return data.decode("utf-8")
 
 
+def _as_float(data: bytes) -> float:
+    # Minus zero equals zero to Postgres, and wal2json's JSON cannot tell them apart: one form for both plugins.
+    return float(data) + 0.0
+
+
 def _loader(type_oid: int) -> Callable[[bytes], Any]:
     loaders: dict[int, Callable[[bytes], Any]] = _local.__dict__.setdefault("loaders", {})
     loader = loaders.get(type_oid)
     if loader is None:
         if type_oid in TEXT_OIDS or type_oid == INTERVAL_OID or not _is_builtin(type_oid):
             loader = _as_text
+        elif type_oid in _BINARY_FLOAT_OIDS:
+            loader = _as_float
         else:
             loader = Transformer().get_loader(type_oid, Format.TEXT).load
         loaders[type_oid] = loader

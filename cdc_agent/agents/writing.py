@@ -225,11 +225,10 @@ class IndexWriter:
                 return
             for manifest in manifests:
                 live = {chunk.id for chunk in manifest.chunks}
-                prefix = manifest.document_id + "#"
                 self._tainted = {
                     (c, i)
                     for c, i in self._tainted
-                    if c != manifest.collection or not i.startswith(prefix) or i in live
+                    if c != manifest.collection or i.rpartition("#")[0] != manifest.document_id or i in live
                 }
 
     # -- garbage ----------------------------------------------------------------------------------------------
@@ -244,9 +243,12 @@ class IndexWriter:
             for collection, ids in by_collection.items():
                 self._delete(collection, ids, retrier)
             hit("mid_gc")
-            self._ledger.clear_garbage(items)
+            self._clear_garbage(items, retrier)
             metrics.CHUNKS_DELETED.inc(len(items))
             hit("after_gc")
+
+    def _clear_garbage(self, items: Sequence[tuple[str, str]], retrier: Retrier) -> None:
+        retrier.until_done("ledger", lambda: self._ledger.clear_garbage(items), (LedgerFull,))
 
     def sweep(self, retrier: Retrier) -> int:
         """Delete ids from the store that nothing names: requests of an earlier life that landed late."""

@@ -210,11 +210,22 @@ def _open_source(
         )
     catalog = Catalog(dsn, connect_timeout_s=source.connect_timeout_s)
     watched = catalog.watch(tables)
+    _check_predicates(specs, catalog, watched)
     if source.plugin == "pgoutput":
         slot.ensure_publication(
             dsn, name=source.publication_name, tables=tables, table_oids=[table.oid for table in watched]
         )
     return catalog, watched
+
+
+def _check_predicates(specs: tuple[CollectionSpec, ...], catalog: Catalog, watched: list[WatchedTable]) -> None:
+    """A `where` that can never be decided is refused now, not at the first row."""
+    oids = {table.qualified_name: table.oid for table in watched}
+    for spec in specs:
+        info = catalog.by_oid(oids[spec.qualified_table])
+        relation = catalog.relation(info) if info else None
+        if spec.predicate is not None and relation is not None:
+            spec.predicate.check(relation)
 
 
 def _needed(specs: tuple[CollectionSpec, ...], table: tuple[str, str]) -> frozenset[str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from cdc_agent.demo.agent import Agent
 from cdc_agent.demo.corpus import Article
-from cdc_agent.demo.postgres import Installation, PostgresServer, choose_installation
+from cdc_agent.demo.installations import BIN_VARIABLE, Installation, choose_installation, find_installations
+from cdc_agent.demo.postgres import PostgresServer
 from cdc_agent.demo.table import ArticlesTable
 
 __all__ = ["Stage", "stage"]
@@ -33,7 +34,7 @@ def stage(articles: Sequence[Article], folder: Path | None) -> Iterator[Stage]:
     with ExitStack() as things:
         place = folder or Path(things.enter_context(_throwaway_folder()))
         place.mkdir(parents=True, exist_ok=True)
-        installation = choose_installation()
+        installation = _installation()
         server = things.enter_context(PostgresServer(installation.bin_dir, place / "postgres"))
         table = things.enter_context(closing(ArticlesTable(server.dsn())))
         table.fill(articles)
@@ -43,6 +44,13 @@ def stage(articles: Sequence[Article], folder: Path | None) -> Iterator[Stage]:
         things.callback(agent.stop)
         things.callback(_be_deaf)
         yield Stage(installation=installation, dsn=server.dsn(), table=table, agent=agent)
+
+
+def _installation() -> Installation:
+    """The one named in the environment, else a wheel's, which is alike on every machine, else what there is."""
+    ranks = (BIN_VARIABLE, "wheel")
+    found = [i for rank in ranks for i in find_installations() if i.origin.startswith(rank)]
+    return found[0] if found else choose_installation()
 
 
 @contextmanager

@@ -154,9 +154,15 @@ class OpenAIEmbedder:
             with self._client.stream("POST", self._url, content=body, headers=self._headers()) as response:
                 return response.status_code, response.headers, b"".join(_until(deadline, response.iter_bytes()))
         except httpx.TimeoutException as exc:
-            raise EmbedderUnavailable(f"the embedding endpoint did not answer in {self._timeout_s:g} s") from exc
+            raise EmbedderUnavailable(
+                f"the embedding endpoint did not answer in {self._timeout_s:g} s",
+                hint="it may be overloaded; `embedding.timeout_s` says how long we wait",
+            ) from exc
         except (httpx.TransportError, httpx.DecodingError) as exc:
-            raise EmbedderUnavailable(f"the embedding endpoint cannot be reached: {type(exc).__name__}: {exc}") from exc
+            raise EmbedderUnavailable(
+                f"the embedding endpoint cannot be reached: {type(exc).__name__}: {exc}",
+                hint="is it running? `embedding.url` says where",
+            ) from exc
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
             raise _wrong_url() from exc
 

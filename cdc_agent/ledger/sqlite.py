@@ -266,7 +266,7 @@ class SqliteLedger:
         try:
             yield
         except sqlite3.Error as exc:
-            if exc.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise LedgerFull(
                     "the disk under the ledger is full", hint="free space; work goes on by itself"
                 ) from exc

@@ -64,8 +64,9 @@ class PgOutputDecoder:
 
     def __init__(self, describe: Describe) -> None:
         self._describe = describe
-        self._relations: dict[int, Relation | None] = {}
-        self._identity: dict[int, frozenset[int]] = {}
+        # By the four bytes that name a relation in every message: nothing to convert for each row.
+        self._relations: dict[bytes, Relation | None] = {}
+        self._identity: dict[bytes, frozenset[int]] = {}
         self.assembler = Assembler()
 
     @property
@@ -78,8 +79,8 @@ class PgOutputDecoder:
 
     def feed(self, payload: memoryview | bytes) -> Transaction | None:  # noqa: PLR0911 (a table of message kinds)
         data = bytes(payload)
-        kind = data[0]
         try:
+            kind = data[0]
             if kind == _I:
                 return self._insert(data)
             if kind == _U:
@@ -102,7 +103,7 @@ class PgOutputDecoder:
             if kind in (_Y, _O):
                 return None
         except (struct.error, IndexError, ValueError) as exc:
-            raise DecodeError(f"malformed pgoutput message {chr(kind)!r} of {len(data)} bytes", hint=_HINT) from exc
+            raise DecodeError(f"malformed pgoutput message {data[:1]!r} of {len(data)} bytes", hint=_HINT) from exc
         raise DecodeError(f"unknown pgoutput message {data[:1]!r}", hint=_HINT)
 
     def _insert(self, data: bytes) -> Transaction | None:
@@ -110,7 +111,7 @@ class PgOutputDecoder:
         if relation is None:
             self.assembler.skip()
             return None
-        return self.assembler.add(_CREATE, relation, None, _tuple(data, 6)[0], len(data))
+        return self.assembler.add(_CREATE, relation, None, _tuple(data, 6, len(relation.columns))[0], len(data))
 
     def _update(self, data: bytes) -> Transaction | None:
         relation = self._known(data)
@@ -119,8 +120,8 @@ class PgOutputDecoder:
             return None
         at, before = 5, None
         if data[at] != _NEW:
-            before, at = self._old(data)
-        after, _ = _tuple(data, at + 1)
+            before, at = self._old(data, relation)
+        after, _ = _tuple(data, at + 1, len(relation.columns))
         return self.assembler.add(_UPDATE, relation, before, after, len(data))
 
     def _delete(self, data: bytes) -> Transaction | None:
@@ -128,33 +129,35 @@ class PgOutputDecoder:
         if relation is None:
             self.assembler.skip()
             return None
-        return self.assembler.add(_DELETE, relation, self._old(data)[0], None, len(data))
+        return self.assembler.add(_DELETE, relation, self._old(data, relation)[0], None, len(data))
 
-    def _old(self, data: bytes) -> tuple[RawRow, int]:
-        row, at = _tuple(data, 6)
+    def _old(self, data: bytes, relation: Relation) -> tuple[RawRow, int]:
+        row, at = _tuple(data, 6, len(relation.columns))
         if data[5] == _KEY:
             # Columns outside the identity are NULL placeholders here, not values.
-            identity = self._identity[int.from_bytes(data[1:5], "big")]
+            identity = self._identity[data[1:5]]
             row = tuple(value if i in identity else UNCHANGED for i, value in enumerate(row))
         return row, at
 
     def _known(self, data: bytes) -> Relation | None:
-        oid = int.from_bytes(data[1:5], "big")
         try:
-            return self._relations[oid]
+            return self._relations[data[1:5]]
         except KeyError:
+            oid = int.from_bytes(data[1:5], "big")
             raise DecodeError(f"a row of relation {oid} came before its description", hint=_HINT) from None
 
     def _relation(self, data: bytes) -> None:
         message, identity = _relation_message(data)
-        self._relations[message.oid] = self._describe(message)
-        self._identity[message.oid] = identity
+        self._relations[data[1:5]] = self._describe(message)
+        self._identity[data[1:5]] = identity
 
     def _truncate(self, data: bytes) -> Transaction | None:
         count, _flags = _TRUNCATE(data, 1)
+        if len(data) < 6 + 4 * count:
+            raise ValueError("a relation is missing")
         full = None
         for i in range(count):
-            relation = self._relations.get(int.from_bytes(data[6 + 4 * i : 10 + 4 * i], "big"))
+            relation = self._relations.get(data[6 + 4 * i : 10 + 4 * i])
             if relation is None:
                 self.assembler.skip()
             else:
@@ -172,6 +175,8 @@ class PgOutputDecoder:
             self.assembler.skip()
             return None
         content = data[end + 5 :]
+        if len(content) != _LENGTH(data, end + 1)[0]:
+            raise ValueError("a message of another length than it says")
         return self.assembler.add(_LOGICAL, None, (prefix.encode(), content), None, len(data))
 
 
@@ -187,8 +192,8 @@ def _first(part: Transaction | None, other: Transaction | None) -> Transaction |
     return part
 
 
-def _tuple(data: bytes, at: int) -> tuple[RawRow, int]:
-    """Read one TupleData at ``at``; returns raw text values and the position after it.
+def _tuple(data: bytes, at: int, width: int) -> tuple[RawRow, int]:
+    """Read one TupleData of ``width`` columns at ``at``; returns raw text values and the position after it.
 
     The hottest loop of the program: a slice past the end is noticed once, at the end.
     """
@@ -196,6 +201,8 @@ def _tuple(data: bytes, at: int) -> tuple[RawRow, int]:
     append = row.append
     length = _LENGTH
     (count,) = _COUNT(data, at)
+    if count != width:
+        raise ValueError(f"{count} values for {width} columns")
     at += 2
     for _ in range(count):
         kind = data[at]
@@ -221,7 +228,7 @@ def _relation_message(data: bytes) -> tuple[RelationMessage, frozenset[int]]:
     schema, at = _string(data, 5)
     name, at = _string(data, at)
     identity = chr(data[at])
-    count = int.from_bytes(data[at + 1 : at + 3], "big")
+    (count,) = _COUNT(data, at + 1)
     at += 3
     columns: list[Column] = []
     flagged: list[int] = []

@@ -38,12 +38,12 @@ class _Number(str):
     __slots__ = ()
 
 
-class _Value(msgspec.Struct):
+class _Value(msgspec.Struct, gc=False):
     name: str
     value: Any = None
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     action: str
     xid: int = 0
     timestamp: str = ""
@@ -84,11 +84,8 @@ class Wal2JsonDecoder:
         action = message.action
         if action in ("I", "U", "D", "T"):
             return self._change(message, len(payload))
-        if action == "B":
-            self.assembler.begin(message.xid, Lsn.parse(message.lsn), _microseconds(message.timestamp))
-            return None
-        if action == "C":
-            return self.assembler.commit(Lsn.parse(message.nextlsn))
+        if action in ("B", "C"):
+            return self._boundary(message, len(payload))
         if action == "M":
             return self._logical_message(message)
         raise DecodeError(f"unknown wal2json action {action!r}", hint=_HINT)
@@ -102,6 +99,15 @@ class Wal2JsonDecoder:
                 # Any application may write bytes that are no text into such a message; none of them is ours.
                 return _Message(action="M", transactional=_TRANSACTIONAL in data)
             raise DecodeError(f"malformed wal2json message of {len(payload)} bytes", hint=_HINT) from exc
+
+    def _boundary(self, message: _Message, size: int) -> Transaction | None:
+        try:
+            if message.action == "C":
+                return self.assembler.commit(Lsn.parse(message.nextlsn))
+            self.assembler.begin(message.xid, Lsn.parse(message.lsn), _microseconds(message.timestamp))
+        except ValueError as exc:
+            raise DecodeError(f"malformed wal2json message of {size} bytes", hint=_HINT) from exc
+        return None
 
     def _change(self, message: _Message, size: int) -> Transaction | None:
         relation = self._relation(message)
@@ -135,9 +141,10 @@ class Wal2JsonDecoder:
         relation = self._relations[name]
         if relation is None or message.columns is None:
             return relation
-        index = relation.index
+        if relation.index.keys() >= {column.name for column in message.columns}:
+            return relation
         for column in message.columns:
-            if column.name not in index and (relation.oid, column.name) not in self._foreign_columns:
+            if column.name not in relation.index and (relation.oid, column.name) not in self._foreign_columns:
                 return self._refreshed(name, relation, message.columns)
         return relation
 
@@ -168,8 +175,13 @@ def _row(relation: Relation, given: list[_Value]) -> RawRow:
             row.append(value.encode() if plain else _raw(value, column.type_oid))
         else:
             return tuple(row)
-    by_name = {value.name: value.value for value in given}
-    return tuple([_raw(by_name[c.name], c.type_oid) if c.name in by_name else UNCHANGED for c in columns])
+    sparse: list[RawValue] = [UNCHANGED] * len(columns)
+    index = relation.index
+    for item in given:
+        place = index.get(item.name)
+        if place is not None:
+            sparse[place] = _raw(item.value, columns[place].type_oid)
+    return tuple(sparse)
 
 
 def _raw(value: Any, type_oid: int) -> RawValue:

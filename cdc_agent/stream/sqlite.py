@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cdc_agent import queries
@@ -56,50 +57,50 @@ class SqliteStream:
         self._position, self._head = self._load()
         self._size: int = self._writer.execute(_SQL["size"]).fetchone()[0]
         self._next_prune = 0.0
-        self._waking = False
+        self._wakes = 0
+        self._wake_next = False
         self._last_block: tuple[int, codec.Block] | None = None
 
     # -- writing ----------------------------------------------------------------------------------------------
 
     def append(self, transactions: Sequence[Transaction], captured_lsn: Lsn | None = None) -> Position:
-        with self._write_lock:
-            fresh = list(self._fresh(transactions))
-            position = _after(self._position, fresh, captured_lsn)
+        with self._write_lock, self._translated("written"):
+            fresh, position = self._fresh(transactions)
+            if captured_lsn is not None:
+                position = _reached(position, captured_lsn)
             blocks = [(sum(len(t.changes) for t in group), codec.encode(group)) for group in _blocks(fresh)]
             self._make_room(sum(len(payload) for _, payload in blocks))
             head = self._write(blocks, position)
-        with self._moved:
-            self._position, self._head = position, head
-            self._moved.notify_all()
+            with self._moved:
+                self._position, self._head = position, head
+                self._moved.notify_all()
         return position
 
-    def _fresh(self, transactions: Sequence[Transaction]) -> Iterator[Transaction]:
-        """What is not here yet: a redelivered commit starts before the position, a partial one is known by place."""
-        captured, partial = self._position.captured_lsn, self._position.partial
+    def _fresh(self, transactions: Sequence[Transaction]) -> tuple[list[Transaction], Position]:
+        """What is not here yet, and the position with it. A redelivered commit starts before the position, a partial
+        one is known by place; both may come twice in one call, when the source reconnected meanwhile."""
+        fresh: list[Transaction] = []
+        position = self._position
         for tx in transactions:
-            if tx.commit_lsn < captured:
+            if tx.commit_lsn < position.captured_lsn:
                 continue
+            partial = position.partial
             if partial is not None and tx.commit_lsn == partial.commit_lsn:
                 tx.changes = [change for change in tx.changes if change.ordinal > partial.ordinal]
-            yield tx
+            fresh.append(tx)
+            position = _after(position, tx)
+        return fresh, position
 
     def _write(self, blocks: Sequence[tuple[int, bytes]], position: Position) -> int:
         head = self._head
         partial = position.partial
         now = self._wall_clock()
-        try:
-            with _transaction(self._writer):
-                for count, payload in blocks:
-                    self._writer.execute(_SQL["insert_block"], (head + 1, count, now, payload))
-                    head += count
-                place = (partial.commit_lsn, partial.ordinal) if partial else (None, None)
-                self._writer.execute(_SQL["save_position"], (position.captured_lsn, *place, head))
-        except sqlite3.Error as exc:
-            if exc.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise StreamFull(
-                    "the disk under the stream is full", hint="free space; reading goes on by itself"
-                ) from exc
-            raise StreamError(f"the stream cannot be written: {exc}", hint="check the file and its disk") from exc
+        with _transaction(self._writer):
+            for count, payload in blocks:
+                self._writer.execute(_SQL["insert_block"], (head + 1, count, now, payload))
+                head += count
+            place = (partial.commit_lsn, partial.ordinal) if partial else (None, None)
+            self._writer.execute(_SQL["save_position"], (position.captured_lsn, *place, head))
         self._size += sum(len(payload) for _, payload in blocks)
         return head
 
@@ -131,7 +132,7 @@ class SqliteStream:
             self._size -= freed
 
     def release(self, consumer: str, offset: int) -> None:
-        with self._write_lock:
+        with self._write_lock, self._translated("written"):
             self._writer.execute(_SQL["release"], (consumer, offset))
 
     # -- reading ----------------------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ class SqliteStream:
             return self._head
 
     def first_offset(self) -> int:
-        with self._read_lock:
+        with self._read_lock, self._translated("read"):
             first = self._reader.execute(_SQL["first_offset"]).fetchone()[0]
         return int(first) if first is not None else self.head_offset() + 1
 
@@ -164,20 +165,21 @@ class SqliteStream:
             events.extend(block.events(start, stop, first))
             applied = max(applied, block.complete_lsn(stop))
             offset = first + stop - 1
-        if offset >= head and position.partial is None:
+        if offset >= head:
             applied = max(applied, position.captured_lsn)
         return Batch(events=events, next_offset=offset, applied_lsn=applied, head_offset=head)
 
     def _await(self, after_offset: int, wait_s: float) -> tuple[Position, int]:
         with self._moved:
-            before = self._position
-            if self._head <= after_offset and not self._waking and wait_s > 0:
-                self._moved.wait_for(lambda: self._waking or self._position != before, wait_s)
-            self._waking = False
+            if wait_s > 0:
+                before, wakes = self._position, self._wakes
+                if self._head <= after_offset and not self._wake_next:
+                    self._moved.wait_for(lambda: self._wakes != wakes or self._position != before, wait_s)
+                self._wake_next = False
             return self._position, self._head
 
     def _block_after(self, offset: int) -> tuple[int, codec.Block]:
-        with self._read_lock:
+        with self._read_lock, self._translated("read"):
             if self._last_block is not None:
                 first, block = self._last_block
                 if first <= offset + 1 < first + len(block):
@@ -193,13 +195,26 @@ class SqliteStream:
 
     def wake(self) -> None:
         with self._moved:
-            self._waking = True
+            self._wakes += 1
+            # Who is about to wait must not miss it.
+            self._wake_next = True
             self._moved.notify_all()
 
     def close(self) -> None:
         with self._write_lock, self._read_lock:
             self._writer.close()
             self._reader.close()
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as exc:
+            if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise StreamFull(
+                    "the disk under the stream is full", hint="free space; reading goes on by itself"
+                ) from exc
+            raise StreamError(f"the stream cannot be {what}: {exc}", hint="check the file and its disk") from exc
 
     def _load(self) -> tuple[Position, int]:
         version, captured, lsn, ordinal, head = self._writer.execute(_SQL["load_position"]).fetchone()
@@ -227,19 +242,20 @@ class _transaction:
                 self._connection.execute("rollback")
 
 
-def _after(position: Position, fresh: Sequence[Transaction], captured_lsn: Lsn | None) -> Position:
-    """The position once ``fresh`` is appended. Never moves backward."""
-    captured, partial = position.captured_lsn, position.partial
-    for tx in fresh:
-        if tx.end_lsn is not None:
-            captured = max(captured, tx.end_lsn)
-            # Before a transaction that was cut off comes again, the server may report places on the way to it.
-            partial = partial if partial is not None and tx.end_lsn <= partial.commit_lsn else None
-        elif tx.changes:
-            partial = Version(tx.commit_lsn, tx.changes[-1].ordinal)
-    if captured_lsn is not None and (partial is None or captured_lsn > partial.commit_lsn):
-        captured, partial = max(captured, captured_lsn), None
-    return Position(captured_lsn=captured, partial=partial)
+def _after(position: Position, tx: Transaction) -> Position:
+    """The position once ``tx`` is appended."""
+    if tx.end_lsn is not None:
+        return _reached(position, tx.end_lsn)
+    if tx.changes:
+        return Position(captured_lsn=position.captured_lsn, partial=Version(tx.commit_lsn, tx.changes[-1].ordinal))
+    return position
+
+
+def _reached(position: Position, lsn: Lsn) -> Position:
+    """Everything that ends at or before ``lsn`` is here. A commit that is partly here may lie behind it still."""
+    captured, partial = max(position.captured_lsn, lsn), position.partial
+    ended = partial is not None and captured > partial.commit_lsn
+    return Position(captured_lsn=captured, partial=None if ended else partial)
 
 
 def _blocks(transactions: Sequence[Transaction]) -> Iterator[list[Transaction]]:
@@ -247,11 +263,12 @@ def _blocks(transactions: Sequence[Transaction]) -> Iterator[list[Transaction]]:
     group: list[Transaction] = []
     size = changes = 0
     for tx in itertools.filterfalse(lambda t: not t.changes, transactions):
-        if group and (size + tx.size_bytes > _BLOCK_BYTES or changes + len(tx.changes) > _BLOCK_CHANGES):
-            yield group
-            group, size, changes = [], 0, 0
         group.append(tx)
         size += tx.size_bytes
         changes += len(tx.changes)
+        # Cut behind, not before: the short rest of a large commit shares a block with what follows.
+        if size >= _BLOCK_BYTES or changes >= _BLOCK_CHANGES:
+            yield group
+            group, size, changes = [], 0, 0
     if group:
         yield group

@@ -76,7 +76,7 @@ class ChromaStore:
         def ping() -> None:
             answer = session.get(heartbeat, timeout=min(PING_TIMEOUT_S, timeout_s))
             if "nanosecond heartbeat" not in answer.raise_for_status().json():
-                raise StoreUnavailable(f"what answers on {host}:{port} is not a Chroma server")
+                raise StoreUnavailable(f"what answers on {host}:{port} is not a Chroma server", hint=_WHERE)
 
         return cls(api, ping=ping, close=session.close)
 
@@ -314,12 +314,12 @@ def _translated() -> Iterator[None]:
 
 def _translation(exc: Exception) -> VectorStoreError:
     if isinstance(exc, httpx.TimeoutException):
-        return StoreUnavailable("the vector store did not answer in time")
+        return StoreUnavailable("the vector store did not answer in time", hint="it may be overloaded; look at its log")
     if isinstance(exc, httpx.TransportError):
-        return StoreUnavailable(f"the vector store cannot be reached: {exc}", hint="is the Chroma server running?")
+        return StoreUnavailable(f"the vector store cannot be reached: {exc}", hint=_WHERE)
     # The answer was no JSON: a proxy, or another kind of server.
     if isinstance(exc, (json.JSONDecodeError, KeyError)):
-        return StoreUnavailable("the vector store answered with something that Chroma does not say")
+        return StoreUnavailable("the vector store answered with something that Chroma does not say", hint=_WHERE)
     status = _status(exc)
     if status == TOO_LARGE:
         return _TooLarge("the vector store takes no record this large", hint="store less metadata with each chunk")

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,20 +152,15 @@ def _speed(course: Course, result: Round) -> str:
     return f"{course.rows / result.seconds:,.0f} rows/s ({result.seconds:.2f} s, CPU {result.cpu_s:.2f} s)"
 
 
-class _copied_slot:  # noqa: N801 (reads as a statement)
+@contextmanager
+def _copied_slot(dsn: str, name: str) -> Iterator[str]:
     """A copy that starts where the slot stands, dropped afterwards; the slot itself is never read."""
-
-    def __init__(self, dsn: str, name: str) -> None:
-        self._dsn = dsn
-        self._name = name
-
-    def __enter__(self) -> str:
-        with connect(self._dsn) as connection:
-            connection.execute("select pg_copy_logical_replication_slot(%s, %s)", (_NAME, self._name))
-        return self._name
-
-    def __exit__(self, *_: object) -> None:
-        slot.drop(self._dsn, self._name)
+    with connect(dsn) as connection:
+        connection.execute("select pg_copy_logical_replication_slot(%s, %s)", (_NAME, name))
+    try:
+        yield name
+    finally:
+        slot.drop(dsn, name)
 
 
 def _options(course: Course) -> dict[str, str]:

@@ -53,7 +53,8 @@ def _watch(seconds: float, onlooker: psycopg.Connection[Any], daemon_pid: int, c
     took = time.monotonic() - began
     daemon_cpu, chroma_cpu, commits, control = (b - a for a, b in zip(before, after, strict=True))
     say(
-        f"  {took:.1f} s: daemon {daemon_cpu:.2f} s CPU, Chroma {chroma_cpu:.2f} s CPU, {commits} transactions ({control})"
+        f"  {took:.1f} s: daemon {daemon_cpu:.2f} s CPU, Chroma {chroma_cpu:.2f} s CPU,"
+        f" {commits} transactions, control {control}"
     )
     return [
         at_most("idle CPU, daemon", "% of a core", 100 * daemon_cpu / took, _CPU_AIM),

@@ -55,8 +55,8 @@ def _rounds(sizes: Sizes, raw: RawModel, running: RunningDaemon, connection: psy
         reference.append(len(texts) / statistics.mean((before, after)))
         ours.append(len(texts) / seconds)
         say(
-            f"  round {number}: {len(texts)} documents, {len(chunks)} chunks; raw {before:.2f} s before and {after:.2f} s"
-            f" after, ours {seconds:.2f} s, ratio {ours[-1] / reference[-1]:.2f}, load {load_average():.2f}"
+            f"  round {number}: {len(texts)} documents, {len(chunks)} chunks;"
+            f" raw {before:.2f} s before and {after:.2f} s after, ours {seconds:.2f} s, ratio {ours[-1] / reference[-1]:.2f}, load {load_average():.2f}"
         )
     best = max(mine / theirs for mine, theirs in zip(ours, reference, strict=True))
     say(f"  best round's ratio {best:.2f}")

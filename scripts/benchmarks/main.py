@@ -1,6 +1,6 @@
 """Runs the measurements that are asked for, one after the other, and ends with one table of all figures.
 
-Owns the order, the options and the exit code: 0 unless something broke. A figure below its aim is a figure, not a failure.
+Owns the order, the options and the exit code: 0 unless something broke. A figure below its aim is no failure.
 """
 
 from __future__ import annotations

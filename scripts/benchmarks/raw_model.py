@@ -7,6 +7,7 @@ line. The child loads the same weights from the same folder and leaves torch's s
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import time
@@ -110,6 +111,7 @@ class _Child:
 
 
 def main() -> int:
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["TQDM_DISABLE"] = "1"
     answers = sys.stdout.buffer
     sys.stdout = sys.stderr  # Nothing that a library prints is taken for an answer.
     child = _Child()

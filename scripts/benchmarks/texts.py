@@ -1,4 +1,4 @@
-"""Documents of real English: sentences of Python's own manual, in an order of our own. The same seed, the same texts."""
+"""Documents of real English: sentences of Python's own manual, in an order of our own. One seed, one set of texts."""
 
 from __future__ import annotations
 

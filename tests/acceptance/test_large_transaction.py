@@ -85,9 +85,7 @@ def daemon(pg: Database, new_daemon: Callable[..., DaemonProcess]) -> DaemonProc
     return daemon
 
 
-def test_a_million_rows_in_one_transaction_reach_the_stream_in_flat_memory(
-    pg: Database, daemon: DaemonProcess
-) -> None:
+def test_a_million_rows_in_one_transaction_reach_the_stream_in_flat_memory(pg: Database, daemon: DaemonProcess) -> None:
     # Given a daemon that has nothing to do.
     before = head_offset(daemon)
     forget_peak(daemon.pid)
@@ -104,9 +102,7 @@ def test_a_million_rows_in_one_transaction_reach_the_stream_in_flat_memory(
     assert memory_bytes(daemon.pid, "VmHWM") - at_rest <= MOST_GROWTH_BYTES
 
 
-def test_a_kill_in_the_middle_of_a_million_rows_loses_and_doubles_nothing(
-    pg: Database, daemon: DaemonProcess
-) -> None:
+def test_a_kill_in_the_middle_of_a_million_rows_loses_and_doubles_nothing(pg: Database, daemon: DaemonProcess) -> None:
     # Given a daemon that is in the middle of a large transaction.
     before = head_offset(daemon)
     with frozen(daemon):

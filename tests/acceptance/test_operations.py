@@ -7,6 +7,7 @@ while the daemon watches, and all of them in one go while it is away, which fold
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -721,3 +722,36 @@ def test_a_change_is_not_completed_from_a_row_that_is_older_than_itself(
     # Then the index has the new row.
     assert_index_equals_table(daemon, pg)
     assert any(text.startswith("NEW") for text in texts_of(daemon.config, "notes").values())
+
+
+@pytest.mark.postgres(versions="all", plugin="pgoutput")
+def test_changes_are_not_lost_when_names_change_before_they_are_read(pg: Database, new_daemon: NewDaemon) -> None:
+    change_names_before_changes_are_read(pg, new_daemon)
+
+
+@pytest.mark.xfail(reason="wal2json sends names only, and the catalog knows only those of now: the changes are dropped")
+@pytest.mark.postgres(versions=[15], plugin="wal2json")
+def test_changes_are_not_lost_with_wal2json_when_names_change_before_they_are_read(
+    pg: Database, new_daemon: NewDaemon
+) -> None:
+    change_names_before_changes_are_read(pg, new_daemon)
+
+
+def change_names_before_changes_are_read(pg: Database, new_daemon: NewDaemon) -> None:
+    # Given a daemon that is held up.
+    create_tables(pg)
+    daemon = new_daemon(pg, collections=[NOTES, collection("parents", "public.parents", "{name}")])
+    daemon.start()
+    assert_index_equals_table(daemon, pg)
+    daemon.signal(signal.SIGSTOP)
+
+    # When rows change, and then their table or the column of their key gets another name.
+    run(pg, "update notes set title = 'before the table was renamed' where id = 1")
+    run(pg, "update parents set name = 'before the key was renamed' where id = 1")
+    run(pg, "alter table notes rename to notes_elsewhere", "alter table parents rename column id to key")
+    daemon.signal(signal.SIGCONT)
+    daemon.wait_applied(pg.execute("select pg_current_wal_lsn()::text")[0][0])
+
+    # Then the index has these changes once the names are back.
+    run(pg, "alter table notes_elsewhere rename to notes", "alter table parents rename column key to id")
+    assert_index_equals_table(daemon, pg)

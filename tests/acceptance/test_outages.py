@@ -355,9 +355,7 @@ def test_new_metadata_beside_a_refused_text_does_not_pass_the_old_text_off_as_th
     assert letters(daemon) == []
 
 
-def test_a_resync_leaves_parked_documents_as_they_are(
-    pg: Database, picky: tuple[DaemonProcess, FakeOpenAI]
-) -> None:
+def test_a_resync_leaves_parked_documents_as_they_are(pg: Database, picky: tuple[DaemonProcess, FakeOpenAI]) -> None:
     daemon, fake_openai = picky
 
     # Given two parked documents.

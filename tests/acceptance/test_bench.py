@@ -1,0 +1,40 @@
+"""``scripts/bench`` runs and says what it promises. No thresholds: a busy machine is no bug."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cdc_agent.demo.installations import find_installations
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_capture_is_measured_against_pg_recvlogical(tmp_path: Path) -> None:
+    # Given a machine with Debian's Postgres, which brings pg_recvlogical
+    if not any(one.version == 15 and (one.bin_dir / "pg_recvlogical").exists() for one in find_installations()):
+        pytest.skip("there is no Postgres 15 with pg_recvlogical; scripts/test brings it where it can")
+    report = tmp_path / "figures.json"
+
+    # When capture alone is measured with small sizes
+    done = subprocess.run(
+        [ROOT / "scripts/bench", "--quick", "--only", "capture", "--json", report],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+    # Then it ends well, says each round's ratio, and the table and the file agree on the figures
+    assert done.returncode == 0, done.stdout
+    assert "round 1: pg_recvlogical" in done.stdout
+    assert "ratio of the medians" in done.stdout
+    figures = json.loads(report.read_text())["figures"]
+    assert {f["measure"] for f in figures} >= {"capture, 1 KB rows, pgoutput", "capture, tiny updates, pgoutput"}
+    for figure in figures:
+        assert figure["ratio"] > 0
+        assert f"| {figure['measure']}" in done.stdout
