@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from cdc_agent import metrics
 from cdc_agent.errors import SlotBusy, SourceAuthError, SourceError, StreamFull
-from cdc_agent.events import Op, Transaction
+from cdc_agent.events import Transaction
 from cdc_agent.failpoints import hit
 from cdc_agent.health import Health
 from cdc_agent.lsn import Lsn
@@ -27,7 +27,7 @@ __all__ = ["Capture", "Expand"]
 
 log = logging.getLogger(__name__)
 
-#: Turns one of our own logical messages into the rows that it marks the place of; None if it marks none.
+#: Sees every transaction; turns one of our own logical messages into the rows that it marks the place of.
 Expand = Callable[[Transaction], "Transaction | None"]
 
 #: Bytes of decoded transactions that may wait for the stream before reading stops.
@@ -102,6 +102,7 @@ class Capture:
         self._queue = _Queue()
         self._durable = stream.position().captured_lsn
         self._queued_lsn = self._durable
+        self._parted = Lsn(0)
         self._next_idle = 0.0
         self._turned_at = clock()
         self._hurry = threading.Event()
@@ -160,7 +161,7 @@ class Capture:
 
     def _put(self, transactions: Sequence[Transaction]) -> None:
         """Hand over; while there is no room nothing is read, but status updates go on."""
-        kept = [tx for tx in transactions if tx.changes]
+        kept = [tx for tx in transactions if self._counts(tx)]
         while kept and not self._queue.put(kept, _POLL_S):
             if self._stop.is_set():
                 raise Stopping
@@ -171,6 +172,12 @@ class Capture:
             self._queued_lsn = max(self._queued_lsn, tx.end_lsn or Lsn(0))
         for tx in kept:
             _count(tx)
+
+    def _counts(self, tx: Transaction) -> bool:
+        """Whether the stream must hear of it: it has changes, or it ends a commit that was handed over in parts."""
+        ends_parts = tx.commit_lsn == self._parted
+        self._parted = tx.commit_lsn if tx.end_lsn is None else Lsn(0)
+        return bool(tx.changes) or ends_parts
 
     def _advance_idle(self) -> None:
         """Nothing of ours is under way and the server is further: make that durable, then it may be acknowledged.
@@ -248,9 +255,7 @@ class Capture:
         return position
 
     def _expanded(self, tx: Transaction) -> Transaction:
-        if len(tx.changes) == 1 and tx.changes[0].op == Op.MESSAGE:
-            return self._expand(tx) or tx
-        return tx
+        return self._expand(tx) or tx
 
 
 def _count(tx: Transaction) -> None:

@@ -22,11 +22,12 @@ from typing import TypeVar
 import orjson
 
 from cdc_agent import metrics
-from cdc_agent.errors import RenderError, SourceError
+from cdc_agent.errors import LedgerFull, RenderError, SourceError
 from cdc_agent.events import Change, Op, Row, Transaction
 from cdc_agent.failpoints import hit
 from cdc_agent.ledger.base import Ledger, Resync
 from cdc_agent.retry import Retrier, Stopping
+from cdc_agent.snapshot import Snapshot
 from cdc_agent.source.base import RowReader, RowSet, TableRows
 
 __all__ = ["MESSAGE_PREFIX", "PageBoard", "ResyncRunner"]
@@ -59,20 +60,29 @@ class PageBoard:
     def __init__(self) -> None:
         self._pages: dict[str, _Page] = {}
         self._lock = threading.Lock()
+        #: The last transaction that truncated a relation, by its oid.
+        self._truncated: dict[int, int] = {}
 
     def put(self, token: str, page: _Page) -> None:
         with self._lock:
             self._pages[token] = page
 
     def expand(self, tx: Transaction) -> Transaction | None:
-        """The transaction that the stream gets in place of a mark: the page's rows, then its progress."""
+        """The transaction that the stream gets in place of a mark: the page's rows, then its progress.
+
+        Sees every transaction. A truncate between the read of a page and its mark takes rows with it that the index
+        need not have heard of yet, so only here can it be known that they are gone.
+        """
+        if len(tx.changes) != 1 or tx.changes[0].op != Op.MESSAGE:
+            self._truncated.update({c.relation.oid: tx.xid for c in tx.changes if c.op == Op.TRUNCATE and c.relation})
+            return None
         prefix, content = tx.changes[0].before or (b"", b"")
         if prefix != MESSAGE_PREFIX.encode() or not isinstance(content, bytes):
             return None
         token = _token(content)
         with self._lock:
             page = self._pages.pop(token, None) if token else None
-        return _filled(tx, page) if page is not None else None
+        return _filled(tx, page, self._truncated) if page is not None else None
 
 
 def _token(content: bytes) -> str | None:
@@ -85,14 +95,16 @@ def _token(content: bytes) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _filled(tx: Transaction, page: _Page) -> Transaction:
+def _filled(tx: Transaction, page: _Page, truncated: Mapping[int, int]) -> Transaction:
     rows = page.rows
+    sees = Snapshot.parse(rows.snapshot).sees
     changes = [
         Change(Op.READ.value, relation, i, None, raw)
         for i, (relation, raw) in enumerate(zip(rows.relations, rows.rows, strict=True), start=1)
+        if sees(truncated.get(relation.oid, 0))
     ]
     message = (MESSAGE_PREFIX.encode(), orjson.dumps(page.body))
-    changes.append(Change(Op.MESSAGE.value, None, len(changes) + 1, message, None))
+    changes.append(Change(Op.MESSAGE.value, None, len(rows.rows) + 1, message, None))
     page.placed.set()
     return Transaction(
         xid=tx.xid,
@@ -166,9 +178,10 @@ class ResyncRunner:
                 self._keys(resync)
             else:
                 self._table(self._begun(resync))
-        except RenderError as exc:
+        except (RenderError, SourceError) as exc:
+            # What can be tried again was: this table, or these keys, will never be read.
             log.error("resync given up id=%d error=%s", resync.id, exc.message)
-            self._ledger.save_resync(replace(resync, state="failed", finished_at=time.time()))
+            self._save(replace(resync, state="failed", finished_at=time.time()))
             return
         self._await_applied(resync, lambda found: found is None)
 
@@ -177,9 +190,13 @@ class ResyncRunner:
         if resync.snapshot is not None:
             return resync
         first = self._page(resync.table, None, 0)
-        begun = replace(resync, snapshot=first.snapshot, rows_estimated=self._estimated_rows(resync.table))
-        self._ledger.save_resync(begun)
+        estimated = self._read(lambda: self._estimated_rows(resync.table))
+        begun = replace(resync, snapshot=first.snapshot, rows_estimated=estimated)
+        self._save(begun)
         return begun
+
+    def _save(self, resync: Resync) -> None:
+        self._retrier.until_done("ledger", lambda: self._ledger.save_resync(resync), (LedgerFull,))
 
     def _table(self, resync: Resync) -> None:
         after, done = resync.last_key, resync.rows_done

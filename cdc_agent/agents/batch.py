@@ -97,8 +97,10 @@ class BatchFolder:
         return self._ledger.manifests(collection, [document_id]).get(document_id)
 
     def _documents(self, collection: str, relation_oid: int) -> list[str]:
+        # In this order: what the writer flips meanwhile leaves the overlay only when the ledger has it.
+        in_flight = self._in_flight.documents_of(collection, relation_oid)
         in_ledger = self._ledger.documents_of_relation(collection, relation_oid)
-        return [*in_ledger, *self._in_flight.documents_of(collection, relation_oid), *self._waiting(collection)]
+        return [*in_ledger, *in_flight, *self._waiting(collection)]
 
     def _message(self, event: ChangeEvent, folded: Folded) -> None:
         """A page of a resync ended here: remember how far it is; at its end, what it never met is gone."""

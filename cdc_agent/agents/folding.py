@@ -78,8 +78,12 @@ class Fold:
             self._write(event)
 
     def _write(self, event: ChangeEvent) -> None:
-        after, old_key, new_key = event.after, _key(event.before), _key(event.after)
-        if after is None or new_key is None:
+        after, old_key = event.after, _key(event.before)
+        if after is None:
+            return
+        # A long key that did not change is left out of the new row.
+        new_key = _key(after) or _key(filled(after, [event.before] if event.before is not None else []))
+        if new_key is None:
             return
         moved = event.op is Op.UPDATE and old_key is not None and old_key != new_key
         moved_from = self._delete(event, old_key, keep_row=True) if moved else None

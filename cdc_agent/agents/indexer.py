@@ -24,8 +24,8 @@ from cdc_agent.agents.planning import Collection, Plan, needs_row, plan
 from cdc_agent.agents.rereading import reread
 from cdc_agent.agents.vectors import Vectorizer
 from cdc_agent.agents.watermark import Watermark
-from cdc_agent.agents.writing import IndexWriter, Prepared, TaintedError
-from cdc_agent.errors import CdcAgentError, RenderError
+from cdc_agent.agents.writing import IndexWriter, PlanAgainError, Prepared, TaintedError
+from cdc_agent.errors import CdcAgentError, RenderError, StreamFull
 from cdc_agent.failpoints import hit
 from cdc_agent.ledger.base import Checkpoint, DeadLetter, Ledger
 from cdc_agent.lsn import Lsn
@@ -145,7 +145,8 @@ class Indexer:
     def _move_on(self, checkpoint: Checkpoint) -> None:
         """Nothing concerned us, and the source is further."""
         safe = self._deferred.safe(checkpoint)
-        if self._in_flight.empty:
+        # Asked in this order: a batch that was given up leaves the air only after it is known to have failed.
+        if self._in_flight.empty and self._failed is None:
             self.watermark.advance(safe.offset, safe.applied_lsn)
         else:
             self._hand_over(Prepared(checkpoint=safe))
@@ -262,8 +263,10 @@ class Indexer:
     def _write(self, number: int, prepared: Prepared) -> None:
         try:
             if self._failed is None:
-                self._write_one(prepared)
+                as_planned = self._write_one(prepared)
                 self._finish(prepared)
+                if not as_planned:
+                    self._failed = PlanAgainError("the store refused a document")
         except TaintedError as exc:
             log.warning("planning again error=%s", exc.message)
             self._failed = exc
@@ -271,9 +274,10 @@ class Indexer:
         finally:
             self._in_flight.settle(number)
 
-    def _write_one(self, prepared: Prepared) -> None:
+    def _write_one(self, prepared: Prepared) -> bool:
         if not prepared.empty or prepared.checkpoint.offset > self.watermark.offset:
-            self._writer.write(prepared, self._writer_retrier)
+            return self._writer.write(prepared, self._writer_retrier)
+        return True
 
     def _wait_for_store(self, exc: TaintedError) -> None:
         self._writer_retrier.wait("vectorstore", exc, 1)
@@ -281,7 +285,9 @@ class Indexer:
     def _finish(self, prepared: Prepared) -> None:
         checkpoint = prepared.checkpoint
         self.watermark.advance(checkpoint.offset, checkpoint.applied_lsn)
-        self._stream.release(AGENT, checkpoint.offset)
+        self._writer_retrier.until_done(
+            "stream", lambda: self._stream.release(AGENT, checkpoint.offset), (StreamFull,)
+        )
         now = self._wall_clock()
         for made in prepared.plans:
             if made.pending.touched and not made.pending.from_resync:

@@ -31,7 +31,7 @@ from cdc_agent.retry import Retrier
 from cdc_agent.vectorstore.base import Record, VectorStore
 from cdc_agent.vectorstore.records import CollectionMissing
 
-__all__ = ["IndexWriter", "Prepared", "TaintedError"]
+__all__ = ["IndexWriter", "PlanAgainError", "Prepared", "TaintedError"]
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,14 @@ log = logging.getLogger(__name__)
 _GARBAGE_BATCH = 200
 
 
-class TaintedError(CdcAgentError):
-    """A metadata write in place failed and may still land; its batch must be planned again with new ids."""
+class PlanAgainError(CdcAgentError):
+    """What was planned on top of a batch must be planned again: the batch came to something else."""
 
     retryable = True
+
+
+class TaintedError(PlanAgainError):
+    """A metadata write in place failed and may still land; its batch must be planned again with new ids."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -150,12 +154,16 @@ class IndexWriter:
 
     # -- store and transaction 2 ------------------------------------------------------------------------------
 
-    def write(self, prepared: Prepared, retrier: Retrier) -> None:
-        """Carry one batch out. Durable and visible on return. Raises ``TaintedError`` when it must be planned again."""
+    def write(self, prepared: Prepared, retrier: Retrier) -> bool:
+        """Carry one batch out. Durable and visible on return. Raises ``TaintedError`` when it must be planned again.
+
+        Returns False when the store refused a document: it is parked, and its manifest is not the one that was planned.
+        """
+        letters = len(prepared.letters)
         if prepared.records:
             self._upsert(prepared, retrier)
             hit("after_upsert")
-        self._update_metadata(prepared.plans)
+        self._update_metadata(prepared)
         hit("before_flip")
         flip = Flip(
             agent=self._agent,
@@ -168,6 +176,7 @@ class IndexWriter:
         retrier.until_done("ledger", lambda: self._ledger.flip(flip), (LedgerFull,))
         hit("after_flip")
         self._forget_taint(prepared.manifests)
+        return len(prepared.letters) == letters
 
     def _upsert(self, prepared: Prepared, retrier: Retrier) -> None:
         by_collection: dict[str, list[Record]] = {}
@@ -204,20 +213,36 @@ class IndexWriter:
         prepared.manifests = others if kept is None else [*others, kept]
         prepared.plans = [p for p in prepared.plans if p is not plan]
 
-    def _update_metadata(self, plans: Sequence[Plan]) -> None:
+    def _update_metadata(self, prepared: Prepared) -> None:
         changes: dict[str, dict[str, Mapping[str, MetadataValue]]] = {}
-        for plan in plans:
+        for plan in prepared.plans:
             if plan.moved:
                 changes.setdefault(plan.collection, {}).update(plan.moved)
         for collection, metadata_by_id in changes.items():
             try:
-                with metrics.VECTORSTORE_WRITE_SECONDS.time():
-                    self._store.update_metadata(collection, metadata_by_id)
-            except StoreUnavailable as exc:
-                with self._lock:
-                    self._tainted |= {(collection, chunk_id) for chunk_id in metadata_by_id}
-                raise TaintedError(exc.message, hint=exc.hint) from exc
+                self._put_metadata(collection, metadata_by_id)
+            except CollectionMissing:
+                raise
+            except StoreRejected:
+                self._update_one_by_one(prepared, collection)
             hit("after_metadata")
+
+    def _put_metadata(self, collection: str, metadata_by_id: Mapping[str, Mapping[str, MetadataValue]]) -> None:
+        try:
+            with metrics.VECTORSTORE_WRITE_SECONDS.time():
+                self._store.update_metadata(collection, metadata_by_id)
+        except StoreUnavailable as exc:
+            with self._lock:
+                self._tainted |= {(collection, chunk_id) for chunk_id in metadata_by_id}
+            raise TaintedError(exc.message, hint=exc.hint) from exc
+
+    def _update_one_by_one(self, prepared: Prepared, collection: str) -> None:
+        for plan in list(prepared.plans):
+            if plan.collection == collection and plan.moved:
+                try:
+                    self._put_metadata(collection, plan.moved)
+                except StoreRejected as exc:
+                    self._park(prepared, (collection, plan.pending.document_id), exc)
 
     def _forget_taint(self, manifests: Sequence[Manifest]) -> None:
         with self._lock:

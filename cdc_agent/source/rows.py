@@ -109,7 +109,8 @@ class SqlRowReader:
 
     def _relation(self, table: str) -> Relation:
         with self._lock:
-            info = self._catalog.by_oid(self._tables[table], refresh=True)
+            oid = self._tables.get(table)
+            info = self._catalog.by_oid(oid, refresh=True) if oid is not None else None
             relation = self._catalog.relation(info) if info else None
         if relation is None:
             raise RenderError(f"table {table} is gone", hint="restore it or remove its collection from the config")

@@ -40,8 +40,11 @@ class SlotStatus:
 
 def describe(dsn: str, slot_name: str) -> SlotStatus | None:
     """The slot as the server has it, or None."""
-    with connect(dsn) as connection:
-        return describe_on(connection, slot_name)
+    try:
+        with connect(dsn) as connection:
+            return describe_on(connection, slot_name)
+    except psycopg.Error as exc:
+        raise classify(exc) from exc
 
 
 def describe_on(connection: psycopg.Connection[Any], slot_name: str) -> SlotStatus | None:

@@ -110,13 +110,24 @@ class Wal2JsonDecoder:
         return None
 
     def _change(self, message: _Message, size: int) -> Transaction | None:
-        relation = self._relation(message)
+        name = (message.schema, message.table)
+        try:
+            relation = self._relations[name]
+        except KeyError:
+            relation = self._relations[name] = self._relation_of(*name)
+        after = None
+        if relation is not None and message.columns is not None:
+            after = _row_in_order(relation, message.columns)
+            if after is None:
+                relation = self._up_to_date(name, relation, message.columns)
+                after = _row(relation, message.columns)
         if relation is None:
             self.assembler.skip()
             return None
         action = message.action
-        after = None if message.columns is None else _row(relation, message.columns)
-        before = None if message.identity is None else _row(relation, message.identity)
+        before = None
+        if message.identity is not None:
+            before = _row_in_order(relation, message.identity) or _row(relation, message.identity)
         if action == "I":
             return self.assembler.add(Op.CREATE.value, relation, None, after, size)
         if action == "U":
@@ -134,21 +145,14 @@ class Wal2JsonDecoder:
         content = message.content.encode()
         return self.assembler.add(Op.MESSAGE.value, None, (message.prefix.encode(), content), None, len(content))
 
-    def _relation(self, message: _Message) -> Relation | None:
-        name = (message.schema, message.table)
-        if name not in self._relations:
-            self._relations[name] = self._relation_of(*name)
-        relation = self._relations[name]
-        if relation is None or message.columns is None:
-            return relation
-        if relation.index.keys() >= {column.name for column in message.columns}:
-            return relation
-        for column in message.columns:
+    def _up_to_date(self, name: tuple[str, str], relation: Relation, columns: list[_Value]) -> Relation:
+        """The relation, looked up again if the message has a column that it has not."""
+        for column in columns:
             if column.name not in relation.index and (relation.oid, column.name) not in self._foreign_columns:
-                return self._refreshed(name, relation, message.columns)
+                return self._refreshed(name, relation, columns)
         return relation
 
-    def _refreshed(self, name: tuple[str, str], old: Relation, columns: list[_Value]) -> Relation | None:
+    def _refreshed(self, name: tuple[str, str], old: Relation, columns: list[_Value]) -> Relation:
         """A column we have not heard of: the table changed. One that the catalog has lost already is ignored."""
         relation = self._relation_of(*name) or old
         self._relations[name] = relation
@@ -161,20 +165,25 @@ _TRANSACTIONAL = b'"transactional":true,"prefix":'
 _HINT = "the replication stream is damaged or newer than this program; report it with the slot's LSN"
 
 
+def _row_in_order(relation: Relation, given: list[_Value]) -> RawRow | None:
+    """The usual case: every column is there, in the relation's order. None if that is not so."""
+    columns = relation.columns
+    if len(given) != len(columns):
+        return None
+    row: list[RawValue] = []
+    for item, column in zip(given, columns, strict=True):
+        if item.name != column.name:
+            return None
+        value = item.value
+        # Most values are text; the rest, and bytea, take the longer way.
+        plain = type(value) is str and column.type_oid != BYTEA_OID
+        row.append(value.encode() if plain else _raw(value, column.type_oid))
+    return tuple(row)
+
+
 def _row(relation: Relation, given: list[_Value]) -> RawRow:
     """The values in the relation's column order; what was not given is ``UNCHANGED``."""
     columns = relation.columns
-    if len(given) == len(columns):
-        row: list[RawValue] = []
-        for item, column in zip(given, columns, strict=True):
-            if item.name != column.name:
-                break
-            value = item.value
-            # Most values are text; the rest, and bytea, take the longer way.
-            plain = type(value) is str and column.type_oid != BYTEA_OID
-            row.append(value.encode() if plain else _raw(value, column.type_oid))
-        else:
-            return tuple(row)
     sparse: list[RawValue] = [UNCHANGED] * len(columns)
     index = relation.index
     for item in given:

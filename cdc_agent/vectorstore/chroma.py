@@ -35,6 +35,7 @@ PAGE_OVERLAP = 200
 #: Longest wait for a connection, and for the answer to a ping.
 CONNECT_TIMEOUT_S = 5.0
 PING_TIMEOUT_S = 2.0
+_WHERE = "is the Chroma server running? `vectorstore.host` and `vectorstore.port` say where"
 #: Statuses that blame what was sent.
 REFUSED = frozenset({400, 409, 413, 422})
 TOO_LARGE = 413

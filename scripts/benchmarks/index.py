@@ -25,6 +25,8 @@ from texts import documents
 __all__ = ["measure"]
 
 _AIM = 0.9
+#: The slower neighbour may take this many times as long as the faster one before a round is doubted.
+_STEADY = 1.1
 _COLLECTION = {"name": "documents", "table": "public.documents", "text": "{title}\n\n{body}"}
 _INSERT = "insert into documents values (%s, %s, %s)"
 
@@ -49,15 +51,20 @@ def _rounds(sizes: Sizes, raw: RawModel, running: RunningDaemon, connection: psy
         chunks = raw.chunks([f"{title}\n\n{body}" for title, body in texts])
         batch_size = batch_size or _best_batch_size(raw, chunks)
         before = raw.encode_s(chunks, batch_size)
+        embedding = -running.metric("cdc_agent_embed_batch_seconds_sum")
         seconds = _index(running, connection, number, texts)
+        embedding += running.metric("cdc_agent_embed_batch_seconds_sum")
         after = raw.encode_s(chunks, batch_size)
         _check_chunks(running, chunks)
         reference.append(len(texts) / statistics.mean((before, after)))
         ours.append(len(texts) / seconds)
         say(
-            f"  round {number}: {len(texts)} documents, {len(chunks)} chunks;"
-            f" raw {before:.2f} s before and {after:.2f} s after, ours {seconds:.2f} s, ratio {ours[-1] / reference[-1]:.2f}, load {load_average():.2f}"
+            f"  round {number}: {len(texts)} documents, {len(chunks)} chunks; raw {before:.2f} s before, {after:.2f} s after;"
+            f" ours {seconds:.2f} s, its model at work {embedding:.2f} s;"
+            f" ratio {ours[-1] / reference[-1]:.2f}, load {load_average():.2f}"
         )
+        if max(before, after) > _STEADY * min(before, after):
+            say("  WARNING: the two neighbours disagree, so the machine changed its mood and this round means little")
     best = max(mine / theirs for mine, theirs in zip(ours, reference, strict=True))
     say(f"  best round's ratio {best:.2f}")
     # The round with the median ratio, so that both sides of the figure are from the same minutes.

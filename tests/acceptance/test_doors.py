@@ -202,15 +202,20 @@ def test_sighup_takes_a_good_configuration_and_shrugs_at_a_bad_one(pg: Database,
     daemon.signal(signal.SIGHUP)
     until(lambda: "reload refused" in daemon.log, what="the refusal")
     pg.execute("update articles set title = 'changed' where id < 5")
-    assert " DEBUG " in daemon.log
+    daemon.wait_applied(end_of_wal(pg))
 
-    # When the configuration is mended and asks for fewer words, then there are fewer.
-    daemon.path.write_text(good.replace("level: debug", "level: info"))
+    # When it is mended, asks for fewer words, and for something that cannot change while it runs.
+    daemon.path.write_text(good.replace("level: debug", "level: warning") + "resync: {rows_per_chunk: 77}\n")
     daemon.signal(signal.SIGHUP)
-    until(lambda: "reloaded log_level=info" in daemon.log, what="the reload")
-    assert_index_equals_table(daemon, pg)
+
+    # Then the words are fewer from then on, and the rest is named.
+    needed = "a restart is needed for keys=resync"
+    until(lambda: needed in daemon.log, what="the reload")
+    assert daemon.problems() == []
     assert daemon.terminate() == 0
-    assert " DEBUG " not in daemon.log.partition("reloaded log_level=info")[2]
+    assert daemon.log.partition(needed)[2].strip() == ""
+    daemon.start()
+    assert_index_equals_table(daemon, pg)
 
 
 # -- two daemons ---------------------------------------------------------------------------------------------
@@ -292,9 +297,9 @@ def dsn_with(pg: Database, **parts: Any) -> str:
 @pytest.mark.parametrize(
     ("parts", "code", "words"),
     [
-        ({"port": 1}, TRY_AGAIN, ["refused"]),
-        ({"host": "no-such-host.invalid"}, TRY_AGAIN, ["no-such-host.invalid"]),
-        ({"database": "nosuchdb"}, REFUSED, ['"nosuchdb" does not exist']),
+        ({"port": 1}, TRY_AGAIN, ["nothing listens on 127.0.0.1 port 1"]),
+        ({"host": "no-such-host.invalid"}, REFUSED, ["no-such-host.invalid is not known"]),
+        ({"database": "nosuchdb"}, REFUSED, ["the server has no database nosuchdb"]),
         ({"user": "nobody_at_all"}, REFUSED, ["nobody_at_all"]),
     ],
     ids=["port", "host", "database", "user"],
@@ -401,16 +406,16 @@ def test_a_port_that_is_taken_is_refused(pg: Database, new_daemon: NewDaemon, wh
 
 def test_a_chroma_server_that_is_not_there_is_a_reason_to_try_again(pg: Database, new_daemon: NewDaemon) -> None:
     create_articles(pg)
-    port = free_port()
+    store = {"mode": "server", "port": free_port()}
 
-    refusal(new_daemon(pg, collections=[ARTICLES], vectorstore={"mode": "server", "port": port}), TRY_AGAIN, str(port))
+    refusal(new_daemon(pg, collections=[ARTICLES], vectorstore=store), TRY_AGAIN, "vectorstore.port")
 
 
 def test_a_model_that_is_not_there_is_a_reason_to_try_again(pg: Database, new_daemon: NewDaemon) -> None:
     create_articles(pg)
     embedding = {"backend": "openai", "url": f"http://127.0.0.1:{free_port()}/v1", "model": "fake"}
 
-    refusal(new_daemon(pg, collections=[ARTICLES], embedding=embedding), TRY_AGAIN, "embedding")
+    refusal(new_daemon(pg, collections=[ARTICLES], embedding=embedding), TRY_AGAIN, "embedding.url")
 
 
 def test_an_embedding_url_that_leads_elsewhere_is_refused(
@@ -422,20 +427,28 @@ def test_an_embedding_url_that_leads_elsewhere_is_refused(
     refusal(new_daemon(pg, collections=[ARTICLES], embedding=embedding), REFUSED, "embedding.url")
 
 
-def test_a_collection_of_somebody_else_is_left_alone(pg: Database, new_daemon: NewDaemon, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("space", "words"), [("cosine", ["STORE_REPLACED", "somebody else"]), ("l2", ["by l2"])])
+def test_a_collection_of_somebody_else_is_left_alone(
+    pg: Database, new_daemon: NewDaemon, tmp_path: Path, space: str, words: list[str]
+) -> None:
     # Given a Chroma server in which somebody keeps a collection of our name.
     create_articles(pg)
     chroma = ChromaServer(tmp_path / "chroma")
     chroma.start()
     try:
         client = chromadb.HttpClient(host="127.0.0.1", port=chroma.port)
-        theirs = client.create_collection("articles", metadata={"owner": "them"}, embedding_function=None)
+        theirs = client.create_collection(
+            "articles",
+            metadata={"owner": "them"},
+            configuration={"hnsw": {"space": space}},
+            embedding_function=None,
+        )
         theirs.add(ids=["1"], documents=["theirs"], embeddings=[[1.0, 2.0]])
         store = {"mode": "server", "port": chroma.port}
         daemon = new_daemon(pg, collections=[ARTICLES], vectorstore=store)
 
         # When the daemon starts, then it refuses, and has not touched it.
-        refusal(daemon, REFUSED, "STORE_REPLACED", "articles", "somebody else")
+        refusal(daemon, REFUSED, "collection articles", *words)
         assert stored(daemon.config, "articles")["documents"] == ["theirs"]
         assert client.get_collection("articles", embedding_function=None).metadata == {"owner": "them"}
 

@@ -27,7 +27,7 @@ DOCS = {
     "table": "public.docs",
     "text": "{title}\n\n{body}",
     "metadata": ["n"],
-    "chunking": {"max_tokens": 16},
+    "chunking": {"max_tokens": 64},
 }
 OTHERS = {"name": "others", "table": "public.others", "text": "{body}", "metadata": ["id"]}
 #: Changes that are written around the death: at least this many.
@@ -245,6 +245,7 @@ DOINGS: dict[str, Callable[[DaemonProcess, Database, Changes], None]] = {
 
 
 def write_until_it_dies(daemon: DaemonProcess, changes: Changes) -> None:
-    deadline = time.monotonic() + 30
-    while daemon.running and time.monotonic() < deadline:
+    while daemon.running and changes.written < CHANGES / 2:
         changes.one()
+    # From here on slower, so that it is not busy with a backlog of ours.
+    until(lambda: not daemon.running or changes.one(), 30.0, "the daemon to die")

@@ -131,8 +131,8 @@ class TestAppending:
         assert versions(everything(stream)) == [(100, 1), (100, 2), (200, 1), (300, 1), (300, 2)]
 
     def test_offsets_are_contiguous_from_one_on(self, stream: Stream) -> None:
-        for lsn in range(100, 200, 10):
-            stream.append([transaction(lsn, 1, 2), transaction(lsn + 1, 5)])
+        for lsn in range(100, 300, 20):
+            stream.append([transaction(lsn, 1, 2), transaction(lsn + 10, 5)])
 
         assert [e.offset for e in everything(stream)] == list(range(1, 31))
         assert stream.head_offset() == 30
@@ -275,7 +275,7 @@ def parts(number: int, ordinals: list[int], cuts: list[bool]) -> list[Transactio
     return [*made, transaction(lsn, *group)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(given_=deliveries(), data=st.data())
 def test_any_parts_any_crash_any_redelivery_come_to_the_same_sequence(
     given_: tuple[list[list[int]], list[list[list[bool]]]], data: st.DataObject
@@ -540,7 +540,7 @@ class TestRetention:
 
         assert [e.offset for e in stream.read(3, limit=10, wait_s=0).events] == [4]
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(data=st.data())
     def test_retention_never_passes_the_slowest_consumer(self, data: st.DataObject) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -584,10 +584,10 @@ class TestFull:
             stream.append([transaction(900, 1, size=800)])
         assert (stream.head_offset(), stream.position()) == (head, position)
 
-        # When the agent has read, it goes on, young as everything is
+        # When the agent has read, it goes on, young as everything is, and drops no more than it must
         stream.release("one", 2)
         stream.append([transaction(900, 1, size=800)])
-        assert [e.offset for e in everything(stream)] == [3, 4]
+        assert [e.offset for e in everything(stream)] == [2, 3, 4]
 
     def test_a_full_stream_still_takes_a_position(self, open_stream: Opener) -> None:
         stream = open_stream(max_bytes=1_000)

@@ -11,6 +11,7 @@ from typing import Any
 
 import chromadb
 import numpy as np
+from chromadb.errors import InternalError
 
 from cdc_agent.config import Config
 from cdc_agent.daemon.build import build_embedder
@@ -144,7 +145,11 @@ def _identifier(name: str) -> str:
 
 
 def _same(config: Config, spec: CollectionSpec, wanted: Sequence[Chunk]) -> bool:
-    found = stored(config, spec.name)
+    try:
+        found = stored(config, spec.name)
+    except InternalError as exc:
+        # Chroma's answer to a read that meets a delete ("Error finding id"); the next one meets none.
+        raise AssertionError(str(exc)) from exc
     actual: list[Chunk] = []
     for text, metadata in zip(found["documents"], found["metadatas"], strict=True):
         own = {k: v for k, v in metadata.items() if k not in _VOLATILE}

@@ -13,6 +13,7 @@ from cdc_agent.demo.audit import differences
 from cdc_agent.demo.claims import Claim, Claims
 from cdc_agent.demo.corpus import LONG_TITLE, SHORTEN_TITLE, load_corpus
 from cdc_agent.demo.screen import Screen
+from cdc_agent.demo.sight import Sight
 from cdc_agent.documents.collection import CollectionSpec
 from cdc_agent.documents.rendering import Template
 from cdc_agent.vectorstore.base import Record
@@ -53,6 +54,29 @@ def test_a_false_claim_is_shown_with_what_was_seen_instead() -> None:
 
     lines = [line.rstrip() for line in output.getvalue().splitlines()]
     assert lines == ["   ✗ a sentence that is longer than the line is wide", "     something else"]
+
+
+# -- what was seen -----------------------------------------------------------------------------------------------
+
+HITS = [{"document_id": "public.articles:7", "text": "Cats purr"}]
+
+
+def test_a_sight_shows_an_article_only_with_its_text() -> None:
+    sight = Sight(hits=HITS)
+
+    assert sight.shows(7, "purr")
+    assert not sight.shows(7, "bark")
+    assert not sight.shows(8)
+    assert not sight.lacks(7)
+    assert sight.lacks(8)
+
+
+def test_an_index_that_was_not_seen_neither_shows_nor_lacks_anything() -> None:
+    sight = Sight(hits=None, ms=30_000)
+
+    assert not sight.shows(7)
+    assert not sight.lacks(7)
+    assert str(sight) == "the index did not reach the commit in 30 s"
 
 
 # -- the comparison ----------------------------------------------------------------------------------------------

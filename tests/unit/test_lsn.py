@@ -41,7 +41,7 @@ def test_versions_are_ordered_by_commit_and_then_by_place_in_the_commit(a: tuple
     first, second = Version(Lsn(a[0]), a[1]), Version(Lsn(b[0]), b[1])
 
     assert (first < second) == (a < b)
-    assert ZERO <= first
+    assert first >= ZERO
 
 
 def test_a_version_is_readable() -> None:

@@ -1,0 +1,547 @@
+"""Every ledger keeps the same contract: what it says is durable, whole, and never takes a name twice."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdc_agent.errors import LedgerError, LedgerFull
+from cdc_agent.ledger.base import (
+    Checkpoint,
+    ChunkRef,
+    DeadLetter,
+    Flip,
+    Ledger,
+    Manifest,
+    NewChunks,
+    Resync,
+    SourceIdentity,
+)
+from cdc_agent.ledger.sqlite import SqliteLedger
+from cdc_agent.lsn import Lsn, Version
+
+C = "articles"
+AGENT = "indexer"
+
+#: How each backend is opened on a folder: to add one, name it here.
+BACKENDS: dict[str, Callable[..., Ledger]] = {
+    "sqlite": lambda folder, **settings: SqliteLedger(folder / "ledger.db", **settings),
+}
+
+
+@dataclass
+class Opener:
+    """Opens one ledger again and again, as a daemon does that is started again."""
+
+    backend: str
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    opened: list[Ledger] = field(default_factory=list)
+
+    def __call__(self, **settings: Any) -> Ledger:
+        self.close()
+        self.settings.update(settings)
+        self.opened.append(BACKENDS[self.backend](self.folder, **self.settings))
+        return self.opened[-1]
+
+    def close(self) -> None:
+        while self.opened:
+            self.opened.pop().close()
+
+
+@pytest.fixture(params=BACKENDS)
+def open_ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
+    opener = Opener(request.param, tmp_path)
+    yield opener
+    opener.close()
+
+
+@pytest.fixture
+def ledger(open_ledger: Opener) -> Ledger:
+    return open_ledger()
+
+
+def begin(ledger: Ledger, document: str, count: int, **more: Any) -> tuple[int, list[str]]:
+    """A generation and the new ids of one document."""
+    generation, ids = ledger.begin_write([NewChunks(collection=C, document_id=document, count=count)], **more)
+    return generation, ids[C, document]
+
+
+def manifest(document: str, *chunk_ids: str, lsn: int = 100, ordinal: int = 1, **more: Any) -> Manifest:
+    return Manifest(
+        collection=C,
+        document_id=document,
+        version=Version(Lsn(lsn), ordinal),
+        xid=lsn,
+        relation_oid=more.pop("relation_oid", 1),
+        chunks=tuple(ChunkRef(i, i.encode().ljust(16)) for i in chunk_ids),
+        **more,
+    )
+
+
+def flip(ledger: Ledger, generation: int, *manifests: Manifest, offset: int = 0, lsn: int = 0, **more: Any) -> None:
+    checkpoint = Checkpoint(offset=offset, applied_lsn=Lsn(lsn))
+    ledger.flip(Flip(agent=AGENT, checkpoint=checkpoint, generation=generation, manifests=manifests, **more))
+
+
+def write(ledger: Ledger, document: str, count: int, **more: Any) -> list[str]:
+    """A document that is wholly written: its chunk ids."""
+    generation, ids = begin(ledger, document, count)
+    flip(ledger, generation, manifest(document, *ids, **more))
+    return ids
+
+
+def garbage(ledger: Ledger) -> set[str]:
+    return {chunk_id for _, chunk_id in ledger.garbage(1_000)}
+
+
+class TestGenerations:
+    def test_ids_name_their_document_and_are_never_used_twice(self, open_ledger: Opener) -> None:
+        # Given writes that are flipped, abandoned, or ended by a crash, over several lives
+        seen: list[str] = []
+        generations: list[int] = []
+        for life in range(4):
+            ledger = open_ledger()
+            for step in range(3):
+                generation, ids = begin(ledger, "public.t:1", 2)
+                seen += ids
+                generations.append(generation)
+                assert all(i.startswith("public.t:1#") for i in ids)
+                if step == life % 3:
+                    flip(ledger, generation, manifest("public.t:1", *ids))
+                    ledger.clear_garbage(ledger.garbage(100))
+
+        # Then no id and no generation came twice, and they only grow
+        assert len(set(seen)) == len(seen) == 24
+        assert generations == sorted(set(generations))
+
+    def test_a_crash_in_transaction_one_does_not_give_a_number_back(self, open_ledger: Opener) -> None:
+        ledger = open_ledger()
+        first, _ = begin(ledger, "d", 1)
+        ledger = open_ledger()
+
+        second, ids = begin(ledger, "d", 1)
+
+        assert second > first
+        assert set(ledger.intents()) == {(C, f"d#{first}.0"), (C, ids[0])}
+
+    def test_documents_of_one_name_in_two_collections_are_two(self, ledger: Ledger) -> None:
+        _, ids = ledger.begin_write(
+            [NewChunks(collection=c, document_id="d", count=1) for c in ("articles", "comments")]
+        )
+
+        assert set(ids) == {("articles", "d"), ("comments", "d")}
+        assert sorted(c for c, _ in ledger.intents()) == ["articles", "comments"]
+
+
+class TestFlip:
+    def test_everything_in_it_becomes_true_at_once(self, open_ledger: Opener) -> None:
+        # Given a document, a new version of it in the store, a letter and a resync
+        ledger = open_ledger()
+        old = write(ledger, "d", 3)
+        resync = ledger.start_resync(Resync(table="public.t", collections=(C,)))
+        generation, new = begin(ledger, "d", 1)
+
+        # When it is flipped, and the process is killed
+        kept = manifest("d", old[1], new[0], lsn=200)
+        progress = replace(resync, last_key=("5",), rows_done=5)
+        flip(ledger, generation, kept, offset=7, lsn=200, dead_letters=[letter("poison")], resyncs=[progress])
+        ledger = open_ledger()
+
+        # Then all of it is true
+        assert ledger.manifests(C, ["d"]) == {"d": kept}
+        assert garbage(ledger) == {old[0], old[2]}
+        assert ledger.intents() == []
+        assert ledger.checkpoint(AGENT) == Checkpoint(offset=7, applied_lsn=Lsn(200))
+        assert [found.document_id for found in ledger.dead_letters()] == ["poison"]
+        assert ledger.resyncs() == [progress]
+
+    def test_garbage_is_what_no_manifest_names(self, ledger: Ledger) -> None:
+        # Given a document, an abandoned write of it, and one that was refused by the store
+        old = write(ledger, "d", 2)
+        _, abandoned = begin(ledger, "d", 2)
+        generation, ids = ledger.begin_write(
+            [NewChunks(collection=C, document_id=d, count=2) for d in ("d", "refused")]
+        )
+
+        # When the batch is flipped without the refused one
+        flip(ledger, generation, manifest("d", old[0], *ids[C, "d"]))
+
+        # Then the rest is garbage
+        assert garbage(ledger) == {old[1], *abandoned, *ids[C, "refused"]}
+
+    def test_intents_of_later_generations_are_left_alone(self, ledger: Ledger) -> None:
+        # Given a batch, and the next one that is planned already
+        first, ids = begin(ledger, "d", 1)
+        second, later = begin(ledger, "e", 2)
+
+        # When the first is flipped
+        flip(ledger, first, manifest("d", *ids))
+
+        # Then the second one's ids are still intents, until their own flip
+        assert {i for _, i in ledger.intents()} == set(later)
+        assert garbage(ledger) == set()
+        flip(ledger, second, manifest("e", *later))
+        assert ledger.intents() == []
+        assert garbage(ledger) == set()
+
+    def test_a_chunk_whose_metadata_was_being_changed_is_not_garbage(self, ledger: Ledger) -> None:
+        # Given a live chunk with an intent, of a process that died
+        [chunk] = write(ledger, "d", 1)
+        ledger.begin_write([], touched=[(C, chunk)])
+        assert ledger.intents() == [(C, chunk)]
+
+        # When another document is flipped
+        write(ledger, "e", 1)
+
+        # Then the chunk lives on
+        assert garbage(ledger) == set()
+        assert ledger.live(C, [chunk]) == {chunk}
+
+    def test_a_chunk_stays_under_suspicion_until_its_document_is_written_again(self, open_ledger: Opener) -> None:
+        # Given a live chunk whose metadata was being changed when the process died: the request may still land
+        ledger = open_ledger()
+        [chunk] = write(ledger, "d", 1)
+        ledger.begin_write([], touched=[(C, chunk)])
+
+        # When the next life flips something else and dies too
+        ledger = open_ledger()
+        write(ledger, "e", 1)
+        ledger = open_ledger()
+
+        # Then the third one still knows of it, until the document gets a new chunk
+        assert ledger.intents() == [(C, chunk)]
+        write(ledger, "d", 1, lsn=200)
+        assert ledger.intents() == []
+        assert garbage(ledger) == {chunk}
+
+    def test_a_chunk_that_was_touched_while_its_own_write_was_under_way(self, ledger: Ledger) -> None:
+        # Given a batch that writes a chunk, and the next one that only moves it
+        first, [chunk] = begin(ledger, "d", 1)
+        second, _ = ledger.begin_write([], touched=[(C, chunk)])
+
+        # When both are flipped in order
+        flip(ledger, first, manifest("d", chunk))
+        flip(ledger, second, manifest("d", chunk, lsn=200))
+
+        # Then it lives
+        assert (garbage(ledger), ledger.intents()) == (set(), [])
+
+    def test_a_checkpoint_never_moves_backward(self, ledger: Ledger) -> None:
+        flip(ledger, 0, offset=9, lsn=900)
+        flip(ledger, 0, offset=5, lsn=1_000)
+        flip(ledger, 0, offset=7, lsn=100)
+
+        assert ledger.checkpoint(AGENT) == Checkpoint(offset=9, applied_lsn=Lsn(1_000))
+        assert ledger.checkpoint("somebody else") == Checkpoint()
+
+    def test_a_tombstone_keeps_its_version_and_drops_its_chunks(self, open_ledger: Opener) -> None:
+        ledger = open_ledger()
+        ids = write(ledger, "d", 2)
+        tombstone = manifest("d", lsn=200, deleted=True, snapshot="5:9:7", epoch=3)
+
+        flip(ledger, 0, tombstone)
+
+        ledger = open_ledger()
+        assert ledger.manifests(C, ["d", "never seen"]) == {"d": tombstone}
+        assert garbage(ledger) == set(ids)
+
+    def test_tombstones_that_every_read_sees_are_forgotten(self, ledger: Ledger) -> None:
+        write(ledger, "alive", 1, lsn=5)
+        flip(ledger, 0, manifest("old", lsn=10, deleted=True), manifest("young", lsn=30, deleted=True))
+
+        ledger.prune_tombstones(C, below_xid=30)
+
+        assert set(ledger.manifests(C, ["alive", "old", "young"])) == {"alive", "young"}
+
+
+class TestQuestions:
+    def test_live_is_what_a_manifest_names_and_known_is_what_anything_names(self, ledger: Ledger) -> None:
+        # Given a live chunk, garbage, an intent, and an id that nobody knows
+        [old] = write(ledger, "d", 1)
+        [live] = write(ledger, "d", 1, lsn=200)
+        _, [intent] = begin(ledger, "e", 1)
+        asked = [old, live, intent, "d#99.0", "a stranger"]
+
+        assert ledger.live(C, asked) == {live}
+        assert ledger.known(C, asked) == {old, live, intent}
+        assert ledger.known("another collection", asked) == set()
+
+        # When the garbage is gone from the store
+        ledger.clear_garbage(ledger.garbage(10))
+        assert ledger.known(C, asked) == {live, intent}
+
+    def test_no_id_slips_through_while_it_moves(self, ledger: Ledger) -> None:
+        # Given a thread that asks for ids all the time
+        asked: list[str] = []
+        missed: list[str] = []
+        done = threading.Event()
+
+        def ask() -> None:
+            while not done.is_set():
+                wanted = list(asked)[-3:]
+                missed.extend(set(wanted) - ledger.known(C, wanted))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+
+        # When ids go from intent to manifest to garbage
+        for lsn in range(100, 160):
+            generation, ids = begin(ledger, "d", 1)
+            asked += ids
+            flip(ledger, generation, manifest("d", *ids, lsn=lsn))
+        done.set()
+        thread.join(10)
+
+        # Then each was known at every moment
+        assert missed == []
+
+    def test_counts_follow_every_flip_and_a_restart(self, open_ledger: Opener) -> None:
+        ledger = open_ledger()
+        assert ledger.counts(C) == (0, 0)
+        write(ledger, "d", 3)
+        write(ledger, "e", 2)
+        assert ledger.counts(C) == (2, 5)
+        write(ledger, "d", 1, lsn=200)
+        assert ledger.counts(C) == (2, 3)
+        flip(ledger, 0, manifest("e", lsn=300, deleted=True), manifest("never", lsn=300, deleted=True))
+        assert ledger.counts(C) == (1, 1)
+        flip(ledger, 0, manifest("e", lsn=400, deleted=True))
+        write(ledger, "e", 4, lsn=500)
+        assert ledger.counts(C) == (2, 5)
+        assert ledger.counts("another") == (0, 0)
+
+        ledger = open_ledger()
+        assert ledger.counts(C) == (2, 5)
+
+    def test_documents_of_a_relation_are_the_live_ones(self, ledger: Ledger) -> None:
+        write(ledger, "b", 1, relation_oid=1)
+        write(ledger, "a", 1, relation_oid=2)
+        flip(ledger, 0, manifest("gone", relation_oid=1, deleted=True), manifest("empty", relation_oid=1))
+
+        assert ledger.documents_of_relation(C, 1) == ["b", "empty"]
+        assert ledger.documents_of_relation(C, 2) == ["a"]
+        assert ledger.documents_of_relation(C, None) == ["a", "b", "empty"]
+
+    def test_unseen_is_what_no_resync_since_has_met(self, ledger: Ledger) -> None:
+        for epoch in range(4):
+            flip(ledger, 0, manifest(f"d{epoch}", epoch=epoch))
+        flip(ledger, 0, manifest("gone", deleted=True))
+
+        assert sorted(m.document_id for m in ledger.unseen(C, 2)) == ["d0", "d1"]
+
+    def test_a_strange_document_id_is_only_a_name(self, ledger: Ledger) -> None:
+        # Given keys with everything that our own ids are put together from
+        for name in ("public.t:a#1.0", "public.t:a", "public.t:100%,'\"\\", "public.t:", "public.t:\u00e9\u0000x"):
+            [chunk] = write(ledger, name, 1)
+
+            assert ledger.live(C, [chunk]) == {chunk}
+            assert ledger.known(C, [chunk]) == {chunk}
+            assert [c.id for c in ledger.manifests(C, [name])[name].chunks] == [chunk]
+
+    def test_collections_and_source_are_remembered(self, open_ledger: Opener) -> None:
+        ledger = open_ledger()
+        uuid = ledger.uuid
+        identity = SourceIdentity(
+            system_id="7", timeline=1, database_oid=5, slot_name="s", plugin="pgoutput", slot_ready=False
+        )
+        assert ledger.identity() is None
+        assert ledger.collection_fingerprint(C) is None
+        ledger.save_identity(identity)
+        ledger.save_collection(C, "f1")
+
+        ledger = open_ledger()
+        assert (ledger.uuid, ledger.identity(), ledger.collection_fingerprint(C)) == (uuid, identity, "f1")
+        ledger.save_identity(replace(identity, slot_ready=True))
+        assert ledger.identity() == replace(identity, slot_ready=True)
+
+
+# -- dead letters -------------------------------------------------------------------------------------------------
+
+
+def letter(document: str, lsn: int = 100, ordinal: int = 1, **more: Any) -> DeadLetter:
+    known = {"agent": AGENT, "reason": "embedding", "error": "too long", "attempts": 3, "parked_at": 1.5, **more}
+    return DeadLetter(
+        collection=C, document_id=document, table="public.t", key=("a,b", "7"), version=Version(Lsn(lsn), ordinal), **known
+    )
+
+
+class TestDeadLetters:
+    def test_a_letter_is_kept_as_it_is(self, open_ledger: Opener) -> None:
+        flip(open_ledger(), 0, dead_letters=[letter("d")])
+
+        ledger = open_ledger()
+        [found] = ledger.dead_letters()
+        assert replace(found, id=0) == letter("d")
+        assert ledger.dead_letter(found.id) == found
+        assert ledger.dead_letter(found.id + 1) is None
+
+    @pytest.mark.parametrize(
+        ("lsn", "ordinal", "settled"), [(100, 2, True), (100, 1, True), (200, 0, True), (100, 0, False), (99, 9, False)]
+    )
+    def test_a_letter_is_settled_when_its_document_gets_past_it(
+        self, ledger: Ledger, lsn: int, ordinal: int, settled: bool
+    ) -> None:
+        flip(ledger, 0, dead_letters=[letter("d", 100, 1), letter("other", 100, 1)])
+
+        flip(ledger, 0, manifest("d", lsn=lsn, ordinal=ordinal))
+
+        assert [found.document_id for found in ledger.dead_letters()] == (["other"] if settled else ["d", "other"])
+
+    def test_a_deletion_settles_too(self, ledger: Ledger) -> None:
+        flip(ledger, 0, dead_letters=[letter("d")])
+
+        flip(ledger, 0, manifest("d", lsn=200, deleted=True))
+
+        assert ledger.dead_letters() == []
+
+    def test_another_agents_letter_is_its_own_business(self, ledger: Ledger) -> None:
+        flip(ledger, 0, dead_letters=[letter("d", agent="another")])
+
+        flip(ledger, 0, manifest("d", lsn=200))
+
+        assert [found.agent for found in ledger.dead_letters()] == ["another"]
+
+    def test_a_document_that_fails_again_has_one_letter_of_its_newest_version(self, ledger: Ledger) -> None:
+        flip(ledger, 0, dead_letters=[letter("d", 100)])
+        flip(ledger, 0, dead_letters=[letter("d", 200)])
+
+        assert [found.version.commit_lsn for found in ledger.dead_letters()] == [200]
+
+    def test_a_letter_and_the_old_version_in_one_flip_keep_the_letter(self, ledger: Ledger) -> None:
+        # Given a document whose new version is refused: its old manifest is saved beside the letter
+        flip(ledger, 0, manifest("d", lsn=100), dead_letters=[letter("d", 200)])
+
+        assert len(ledger.dead_letters()) == 1
+
+    def test_a_letter_can_be_discarded_once(self, ledger: Ledger) -> None:
+        flip(ledger, 0, dead_letters=[letter("d")])
+        [found] = ledger.dead_letters()
+
+        assert ledger.discard_dead_letter(found.id)
+        assert not ledger.discard_dead_letter(found.id)
+        assert ledger.dead_letters() == []
+
+
+class TestResyncs:
+    def test_a_resync_is_kept_with_its_progress(self, open_ledger: Opener) -> None:
+        ledger = open_ledger()
+        wanted = Resync(
+            table="public.t", collections=(C, "b"), keys=(("1", "a,b"), ("2", "")), reason="why", rows_estimated=9
+        )
+        started = ledger.start_resync(wanted)
+        other = ledger.start_resync(wanted)
+        assert replace(started, id=0) == wanted
+        assert other.id > started.id > 0
+
+        moved = replace(started, snapshot="1:2:", last_key=("7", "x"), rows_done=5)
+        ledger.save_resync(moved)
+        flip(ledger, 0, resyncs=[replace(other, state="done", finished_at=2.5)])
+
+        ledger = open_ledger()
+        assert ledger.resyncs() == [moved, replace(other, state="done", finished_at=2.5)]
+        assert ledger.resyncs(running_only=True) == [moved]
+
+
+class TestVectorCache:
+    def test_vectors_are_found_by_model_and_text(self, open_ledger: Opener) -> None:
+        ledger = open_ledger()
+        begin(ledger, "d", 1, fingerprint="m1", vectors={b"a": b"1234", b"b": b"5678"})
+
+        ledger = open_ledger()
+        assert ledger.cached_vectors("m1", [b"a", b"b", b"c"]) == {b"a": b"1234", b"b": b"5678"}
+        assert ledger.cached_vectors("m2", [b"a"]) == {}
+
+    def test_the_cache_stays_within_its_bytes_and_forgets_the_oldest(self, open_ledger: Opener) -> None:
+        # Given room for about two thousand vectors
+        ledger = open_ledger(embedding_cache_bytes=2_000 * (400 + 64))
+
+        # When ten thousand are remembered, in another life too
+        for number in range(100):
+            if number == 50:
+                ledger = open_ledger()
+            vectors = {f"{number}/{n}".encode(): bytes(400) for n in range(100)}
+            begin(ledger, "d", 0, fingerprint="m", vectors=vectors)
+
+        # Then about as many are left, the newest among them
+        left = [n for n in range(100) if ledger.cached_vectors("m", [f"{n}/0".encode()])]
+        assert 5 <= len(left) <= 20
+        assert left == list(range(100 - len(left), 100))
+
+    def test_one_great_batch_does_not_burst_it(self, open_ledger: Opener) -> None:
+        ledger = open_ledger(embedding_cache_bytes=100 * (400 + 64))
+
+        begin(ledger, "d", 0, fingerprint="m", vectors={str(n).encode(): bytes(400) for n in range(5_000)})
+
+        assert len(ledger.cached_vectors("m", [str(n).encode() for n in range(5_000)])) <= 100
+
+
+class TestSqliteFile:
+    """What only the SQLite file can suffer."""
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return tmp_path / "ledger.db"
+
+    def test_a_full_disk_changes_nothing_and_passes(self, path: Path) -> None:
+        # Given a ledger on a disk that is full to the last page
+        ledger = SqliteLedger(path)
+        ids = write(ledger, "d", 1)
+        ledger._writer.execute(
+            f"pragma max_page_count = {ledger._writer.execute('pragma page_count').fetchone()[0]}"
+        )
+
+        # When more is to be written
+        large = {b"x": bytes(1_000_000)}
+        with pytest.raises(LedgerFull) as full:
+            begin(ledger, "d", 1, fingerprint="m", vectors=large)
+        assert full.value.retryable
+
+        # Then nothing was, and it can be once there is room
+        assert ledger.intents() == []
+        assert ledger.live(C, ids) == set(ids)
+        ledger._writer.execute("pragma max_page_count = 1000000")
+        generation, _ = begin(ledger, "d", 1, fingerprint="m", vectors=large)
+        assert generation == 2
+        ledger.close()
+
+    def test_a_closed_ledger_says_so(self, path: Path) -> None:
+        ledger = SqliteLedger(path)
+        ledger.close()
+
+        for act in (lambda: ledger.checkpoint(AGENT), lambda: begin(ledger, "d", 1), lambda: ledger.counts(C)):
+            with pytest.raises(LedgerError):
+                act()
+
+    def test_a_damaged_file_is_refused_with_a_remedy(self, path: Path) -> None:
+        ledger = SqliteLedger(path)
+        for number in range(200):
+            write(ledger, f"document {number}", 5)
+        ledger.close()
+        data = bytearray(path.read_bytes())
+        data[len(data) // 3 : len(data) // 3 + 20_000] = b"\xff" * 20_000
+        path.write_bytes(data)
+
+        with pytest.raises(LedgerError) as refused:
+            SqliteLedger(path)
+        assert refused.value.hint
+
+    def test_a_file_of_another_version_is_refused(self, path: Path) -> None:
+        SqliteLedger(path).close()
+        with sqlite3.connect(path) as connection:
+            connection.execute("update meta set value = '99' where key = 'schema_version'")
+        connection.close()
+
+        with pytest.raises(LedgerError, match="schema 99"):
+            SqliteLedger(path)
+
+    def test_nobody_else_may_read_it(self, path: Path) -> None:
+        SqliteLedger(path).close()
+
+        assert path.stat().st_mode & 0o077 == 0
