@@ -53,7 +53,7 @@ ENV PATH=/opt/cdc-agent/bin:$PATH \
 USER 65532:65532
 EXPOSE 8765
 # Says that it lives, not that it is ready: /healthz asks for no token. Set another port with CDC_AGENT_HTTP__PORT, so
-# that this follows it. http.client, because urllib would ask a proxy of the environment. A model may take a minute to load.
+# that this follows it. http.client, because urllib would ask a proxy of the environment. Loading a model takes time.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 CMD ["python", "-c", "\
 import http.client, os, sys; \
 daemon = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('CDC_AGENT_HTTP__PORT', 8765)), timeout=5); \

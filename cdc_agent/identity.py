@@ -96,12 +96,17 @@ class SourceGuard:
         if found is not None:
             # Half made in an earlier life; nothing was read from it.
             slots.drop(self._slot.dsn, self._slot.name)
-        self._make(server)
+        # Where something was captured before, that life ended while it mended a lost place.
+        self._make(server, "SLOT_LOST" if self._stream.position().captured_lsn else "")
 
-    def _make(self, server: ServerIdentity) -> None:
+    def _make(self, server: ServerIdentity, lost: str) -> None:
+        """Create the slot. Where a place was ``lost`` everything is read again, and that is recorded before the slot
+        counts as ready, so that no crash in between leaves a gap."""
         position = slots.create_slot(self._slot.dsn, slot_name=self._slot.name, plugin=self._slot.plugin)
         hit("resync_after_slot")
         self._stream.append([], captured_lsn=position)
+        if lost:
+            self._resync_all(lost)
         self._ledger.save_identity(self._identity(server, ready=True))
         log.info("slot created name=%s lsn=%s", self._slot.name, position)
 
@@ -109,8 +114,7 @@ class SourceGuard:
         """Same server, lost place: a new slot from now on, and everything before it read again."""
         self._ledger.save_identity(self._identity(server, ready=False))
         slots.drop(self._slot.dsn, self._slot.name)
-        self._make(server)
-        self._resync_all(exc.state)
+        self._make(server, exc.state)
         metrics.MISMATCH.labels(state=exc.state).set(0)
 
     def _identity(self, server: ServerIdentity, *, ready: bool) -> SourceIdentity:

@@ -1,4 +1,4 @@
-# Postgres with wal2json, for docker-compose.yml. With pgoutput, the default, any Postgres with wal_level=logical will do.
+# Postgres with wal2json, for docker-compose.yml. With pgoutput any Postgres that has wal_level=logical will do.
 
 # The official image, or one like it: it has PG_MAJOR, and a source of packages for that version.
 ARG BASE=postgres:16-bookworm

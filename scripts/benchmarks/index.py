@@ -59,7 +59,8 @@ def _rounds(sizes: Sizes, raw: RawModel, running: RunningDaemon, connection: psy
         reference.append(len(texts) / statistics.mean((before, after)))
         ours.append(len(texts) / seconds)
         say(
-            f"  round {number}: {len(texts)} documents, {len(chunks)} chunks; raw {before:.2f} s before, {after:.2f} s after;"
+            f"  round {number}: {len(texts)} documents, {len(chunks)} chunks;"
+            f" raw {before:.2f} s before, {after:.2f} s after,"
             f" ours {seconds:.2f} s, its model at work {embedding:.2f} s;"
             f" ratio {ours[-1] / reference[-1]:.2f}, load {load_average():.2f}"
         )

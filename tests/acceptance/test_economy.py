@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 
 import pytest
@@ -166,9 +167,11 @@ def rewrite_often(pg: Database) -> None:
 
 
 def test_five_hundred_versions_of_a_row_in_five_seconds_embed_a_handful(pg: Database, daemon: DaemonProcess) -> None:
-    # Given one row.
+    # Given one row, and nobody who waits for a commit (that would end every pause).
     write(pg, 1, paragraph("first"))
     assert_index_equals_table(daemon, pg)
+    alone = time.monotonic() + 2
+    until(lambda: time.monotonic() >= alone, what="our own wait to be forgotten")
 
     # When it is rewritten five hundred times, about every ten milliseconds.
     spent = embedded_by(daemon, pg, lambda: rewrite_often(pg))

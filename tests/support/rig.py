@@ -63,7 +63,7 @@ class WatchedLedger(SqliteLedger):
 
 
 class CountingEmbedder(HashingEmbedder):
-    """Notes every text; ``poison`` texts are refused."""
+    """Notes every text; one with a word of ``poison`` is refused."""
 
     def __init__(self) -> None:
         super().__init__(dimensions=8)
@@ -72,7 +72,7 @@ class CountingEmbedder(HashingEmbedder):
 
     def embed(self, texts: Any) -> Any:
         for index, text in enumerate(texts):
-            if text in self.poison:
+            if self.poison & set(text.split()):
                 raise PoisonText("this text is poison", index=index)
         self.texts += texts
         return super().embed(texts)

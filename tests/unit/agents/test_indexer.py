@@ -124,7 +124,7 @@ class Schedule:
                 self.resync = None
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", range(8))
 def test_any_schedule_comes_to_the_table(rig: Rig, seed: int) -> None:
     # Given any history of writes, reads that miss commits, restarts, faults of the store and lost slots
     Schedule(rig, seed).run(60)
@@ -149,7 +149,7 @@ def test_only_the_part_that_changed_is_embedded(rig: Rig) -> None:
     rig.start()
     rig.insert("1", "t", LONG)
     rig.assert_index_is_the_table()
-    before = len(rig.embedder.texts)
+    before = list(rig.embedder.texts)
 
     # When its end changes, then only its metadata, then nothing
     rig.update("1", "t", OTHER_LONG)
@@ -157,8 +157,10 @@ def test_only_the_part_that_changed_is_embedded(rig: Rig) -> None:
     rig.update("1", "t", OTHER_LONG, "de")
     rig.assert_index_is_the_table()
 
-    # Then one chunk was embedded, and nothing was read again
-    assert rig.embedder.texts[before:] == [text for _, _, text, _ in rig.wanted()][-1:]
+    # Then only the chunks that are new were embedded, and nothing was read again
+    wanted = [text for _, _, text, _ in rig.wanted()]
+    assert set(before) & set(wanted)
+    assert rig.embedder.texts[len(before) :] == [text for text in wanted if text not in before]
     assert rig.database.reads == 0
 
 
@@ -342,7 +344,7 @@ def test_a_text_that_the_model_refuses_is_parked_and_the_old_version_stays(rig: 
     rig.insert("2")
     rig.settle()
     before = rig.stored()
-    rig.embedder.poison = {"five six seven poison"}
+    rig.embedder.poison = {"poison"}
     rig.update("1", "t", "one two three four five six seven poison")
     rig.settle()
 
