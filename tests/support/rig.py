@@ -11,12 +11,12 @@ from typing import Any
 from cdc_agent.agents.indexer import AGENT, Indexer
 from cdc_agent.agents.planning import Collection
 from cdc_agent.agents.vectors import Vectorizer
-from cdc_agent.agents.writing import IndexWriter
+from cdc_agent.agents.writing import IndexWriter, Prepared
 from cdc_agent.embedding.hashing import HashingEmbedder
 from cdc_agent.errors import PoisonText
 from cdc_agent.events import Row, Transaction
 from cdc_agent.health import Health
-from cdc_agent.ledger.base import Flip, Manifest, Resync
+from cdc_agent.ledger.base import Checkpoint, Flip, Manifest, Resync
 from cdc_agent.ledger.sqlite import SqliteLedger
 from cdc_agent.lsn import Version
 from cdc_agent.resync import MESSAGE_PREFIX, PageBoard, _Page
@@ -46,9 +46,12 @@ class WatchedLedger(SqliteLedger):
         self._newest: dict[tuple[str, str], Version] = {}
         #: Called after the documents of a relation were read, before the caller gets them.
         self.after_documents: Callable[[], None] = lambda: None
+        #: Called after each flip.
+        self.after_flip: Callable[[Flip], None] = lambda _: None
 
     def flip(self, flip: Flip) -> None:
         super().flip(flip)
+        self.after_flip(flip)
         for manifest in flip.manifests:
             place = (manifest.collection, manifest.document_id)
             before = self._newest.get(place)
@@ -86,6 +89,9 @@ class Rig:
         self.store = store or FaultyStore()
         self.stream = SqliteStream(folder / "stream.db")
         self.ledger = WatchedLedger(folder / "ledger.db")
+        for file in (self.stream, self.ledger):
+            # No test here cuts the power.
+            file._writer.execute("pragma synchronous = off")
         self.embedder = CountingEmbedder()
         self.board = PageBoard()
         self.collection: Collection = a_collection()
@@ -138,6 +144,9 @@ class Rig:
         """Whatever is in work is abandoned, as by a kill."""
         self.stop_signal.set()
         self.stream.wake()
+        if self._threads and self.indexer._handoff.empty():
+            # Nothing to write; only so that the writer does not wait its half second.
+            self.indexer._handoff.put((0, Prepared(checkpoint=Checkpoint())))
         for thread in self._threads:
             thread.join(20)
             assert not thread.is_alive(), f"{thread.name} does not stop"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cdc_agent.ledger.base import Resync
+from cdc_agent.ledger.base import Flip, Resync
 from cdc_agent.lsn import Lsn
 from cdc_agent.source.base import RowSet
 from cdc_agent.stream.base import Batch
@@ -257,6 +257,90 @@ def test_a_long_value_that_was_not_sent_is_read_again_in_a_version_that_fits(rig
     rig.update("1", "newest", LONG)
 
     rig.assert_index_is_the_table()
+
+
+def test_a_row_that_readers_do_not_see_yet_is_not_taken_as_it_was(rig: Rig) -> None:
+    # Given a long body, and a title whose change is in the log but not visible
+    rig.start()
+    rig.insert("1", "old", LONG)
+    rig.settle()
+
+    # When the row must be read again because its body was not sent, and nothing else ever happens to it
+    rig.update("1", "new", LONG, hide=True)
+
+    # Then the new title is waited for
+    rig.assert_index_is_the_table()
+
+
+def test_a_row_that_moved_on_before_it_was_read_again_belongs_to_its_new_partition(rig: Rig) -> None:
+    # Given a change that makes us read the row, which has moved to another partition by then
+    rig.start()
+    rig.insert("1", "old", LONG)
+    rig.settle()
+    changed = rig.database.commit(Statement("update", "1", ("1", "new", LONG, "en"), 1))
+    moved = rig.database.commit(Statement("update", "1", ("1", "new", LONG, "en"), 2))
+    rig.append(changed)
+    rig.settle()
+    rig.append(moved)
+
+    # When the old partition is truncated, then it stays; with the new one it goes
+    rig.commit(Statement("truncate", partition=1))
+    rig.assert_index_is_the_table()
+    assert rig.stored()
+    rig.commit(Statement("truncate", partition=2))
+    rig.assert_index_is_the_table()
+    assert not rig.stored()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_document_is_ever_seen_in_an_older_version_than_before(rig: Rig, seed: int) -> None:
+    # Given documents whose titles only ever count upward
+    chance = random.Random(seed)
+    newest: dict[str, int] = {}
+    backward: list[str] = []
+
+    def look(flip: Flip) -> None:
+        for manifest in flip.manifests:
+            if manifest.chunks:
+                [first] = rig.store.get("docs", [manifest.chunks[0].id])
+                count = int(first.text.split()[0])
+                if count < newest.get(manifest.document_id, 0):
+                    backward.append(f"{manifest.document_id}: {newest[manifest.document_id]} -> {count}")
+                newest[manifest.document_id] = count
+
+    rig.ledger.after_flip = look
+    rig.start()
+    for key in ("1", "2", "3"):
+        rig.insert(key, "0", LONG)
+    resync, page, waiting = None, None, []
+
+    # When they change, are read again, and are placed in pages that are older than the log; capture lags now and then
+    for number in range(1, 60):
+        key, body = chance.choice("123"), chance.choice([LONG, LONG, OTHER_LONG])
+        waiting.append(
+            rig.database.commit(
+                Statement("update", key, (key, str(number), body, "en")), hide=chance.random() < 0.4
+            )
+        )
+        if chance.random() < 0.5:
+            for tx in waiting:
+                rig.append(tx)
+            waiting = []
+        if chance.random() < 0.2 and not waiting:
+            if resync is None:
+                resync, page = rig.begin_resync(), rig.read_page(None, 10)
+            else:
+                assert page is not None
+                rig.place(resync, page, done=True)
+                resync = None
+        if chance.random() < 0.2:
+            rig.settle()
+    for tx in waiting:
+        rig.append(tx)
+
+    # Then nobody has ever seen an older title after a newer one
+    rig.assert_index_is_the_table()
+    assert backward == []
 
 
 def test_a_truncate_does_not_miss_a_document_that_is_being_written_at_that_moment(rig: Rig) -> None:

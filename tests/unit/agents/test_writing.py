@@ -49,6 +49,8 @@ class Desk:
         if self.ledger is not None:
             self.ledger.close()
         self.ledger = SqliteLedger(self.folder / "ledger.db")
+        # No test here cuts the power.
+        self.ledger._writer.execute("pragma synchronous = off")
         self.writer = IndexWriter(
             agent=AGENT, ledger=self.ledger, store=self.store, collections={"docs": COLLECTION}, fingerprint="f"
         )
