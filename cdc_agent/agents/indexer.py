@@ -266,7 +266,7 @@ class Indexer:
                 as_planned = self._write_one(prepared)
                 self._finish(prepared)
                 if not as_planned:
-                    self._failed = PlanAgainError("the store refused a document")
+                    self._failed = PlanAgainError("the store did not take everything at once")
         except TaintedError as exc:
             log.warning("planning again error=%s", exc.message)
             self._failed = exc
@@ -285,9 +285,7 @@ class Indexer:
     def _finish(self, prepared: Prepared) -> None:
         checkpoint = prepared.checkpoint
         self.watermark.advance(checkpoint.offset, checkpoint.applied_lsn)
-        self._writer_retrier.until_done(
-            "stream", lambda: self._stream.release(AGENT, checkpoint.offset), (StreamFull,)
-        )
+        self._writer_retrier.until_done("stream", lambda: self._stream.release(AGENT, checkpoint.offset), (StreamFull,))
         now = self._wall_clock()
         for made in prepared.plans:
             if made.pending.touched and not made.pending.from_resync:

@@ -6,8 +6,8 @@
 4. what no manifest names any more is deleted from the store.
 
 A request that lands late (the store was stopped, we were killed) can only write an id that nobody names, which the
-sweep removes. The exception is a metadata write in place: its chunk becomes *tainted* when the request may still be
-under way, and the next write of its document gives it a new id.
+sweep removes. The exceptions are a metadata write in place, and an upsert that was repeated and is followed by one: the
+chunk becomes *tainted* when a request may still be under way, and the next write of its document gives it a new id.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Prepared:
     records: dict[tuple[str, str], list[Record]] = field(default_factory=dict)
     letters: list[DeadLetter] = field(default_factory=list)
     resyncs: Sequence[Resync] = ()
+    #: Chunks that an upsert which failed may still write once more, over what is written in place later.
+    suspected: set[tuple[str, str]] = field(default_factory=set)
 
     @property
     def empty(self) -> bool:
@@ -157,7 +159,8 @@ class IndexWriter:
     def write(self, prepared: Prepared, retrier: Retrier) -> bool:
         """Carry one batch out. Durable and visible on return. Raises ``TaintedError`` when it must be planned again.
 
-        Returns False when the store refused a document: it is parked, and its manifest is not the one that was planned.
+        Returns False when it came to something else than what was planned on top of it: the store refused a document,
+        or took chunks only after a request that may still land.
         """
         letters = len(prepared.letters)
         if prepared.records:
@@ -172,11 +175,14 @@ class IndexWriter:
             manifests=prepared.manifests,
             dead_letters=prepared.letters,
             resyncs=prepared.resyncs,
+            suspected=sorted(prepared.suspected),
         )
         retrier.until_done("ledger", lambda: self._ledger.flip(flip), (LedgerFull,))
         hit("after_flip")
+        with self._lock:
+            self._tainted |= prepared.suspected
         self._forget_taint(prepared.manifests)
-        return len(prepared.letters) == letters
+        return len(prepared.letters) == letters and not prepared.suspected
 
     def _upsert(self, prepared: Prepared, retrier: Retrier) -> None:
         by_collection: dict[str, list[Record]] = {}
@@ -184,16 +190,23 @@ class IndexWriter:
             by_collection.setdefault(collection, []).extend(records)
         for collection, records in by_collection.items():
             try:
-                self._put(collection, records, retrier)
+                self._put(prepared, collection, records, retrier)
             except CollectionMissing:
                 raise
             except StoreRejected:
                 self._upsert_one_by_one(prepared, collection, retrier)
 
-    def _put(self, collection: str, records: Sequence[Record], retrier: Retrier) -> None:
+    def _put(self, prepared: Prepared, collection: str, records: Sequence[Record], retrier: Retrier) -> None:
+        def upsert() -> None:
+            try:
+                self._store.upsert(collection, records)
+            except StoreUnavailable:
+                prepared.suspected.update((collection, record.id) for record in records)
+                raise
+
         hit("mid_upsert")
         with metrics.VECTORSTORE_WRITE_SECONDS.time():
-            retrier.until_done("vectorstore", lambda: self._store.upsert(collection, records), (StoreUnavailable,))
+            retrier.until_done("vectorstore", upsert, (StoreUnavailable,))
 
     def _upsert_one_by_one(self, prepared: Prepared, collection: str, retrier: Retrier) -> None:
         """The store refuses something in the batch: find out which document, and park it."""
@@ -201,7 +214,7 @@ class IndexWriter:
             if place[0] != collection:
                 continue
             try:
-                self._put(collection, records, retrier)
+                self._put(prepared, collection, records, retrier)
             except StoreRejected as exc:
                 self._park(prepared, place, exc)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -23,7 +24,7 @@ from cdc_agent.web.access import Tokens
 from cdc_agent.web.app import create_app
 from cdc_agent.web.server import HttpServer
 
-__all__ = ["run"]
+__all__ = ["calm_garbage_collector", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,18 @@ def run(config_path: Path) -> int:
     logs.configure(config.log)
     signals = _Signals()
     daemon = build(config, signals.stop)
+    calm_garbage_collector()
     return _Running(daemon, config_path, signals).until_stopped()
+
+
+def calm_garbage_collector() -> None:
+    """What is loaded by now stays; decoding makes millions of short-lived tuples, none of them in cycles.
+
+    A tenth to a quarter of decoding was the collector looking at them (measured).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 class _Signals:

@@ -123,7 +123,8 @@ class Flip:
 
     ``manifests`` replace what was there; chunk ids that no manifest names any more become garbage, and so do intents
     up to ``generation`` that none names. A dead letter of a document whose manifest moves past it is settled.
-    ``resyncs`` carry progress.
+    ``resyncs`` carry progress. ``suspected`` are chunks that a request which failed may still change: like those of
+    writes in place that were never flipped they stay intents while they live.
     """
 
     agent: str
@@ -132,6 +133,7 @@ class Flip:
     manifests: Sequence[Manifest] = ()
     dead_letters: Sequence[DeadLetter] = ()
     resyncs: Sequence[Resync] = ()
+    suspected: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +190,7 @@ class Ledger(Protocol):
         ...
 
     def intents(self) -> list[tuple[str, str]]:
-        """``(collection, chunk_id)`` of writes that were begun and never flipped."""
+        """``(collection, chunk_id)`` of writes that were begun and never flipped, or are ``suspected``."""
         ...
 
     def flip(self, flip: Flip) -> None:

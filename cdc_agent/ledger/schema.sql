@@ -138,7 +138,7 @@ delete from manifest where collection = ? and deleted = 1 and xid < ?
 insert or replace into intent values (?, ?, ?)
 
 -- intents --
-select collection, chunk_id from intent where ?1 is null or generation <= ?1
+select collection, chunk_id, generation from intent where ?1 is null or generation <= ?1
 
 -- clear_intents --
 delete from intent where generation <= ?

@@ -34,6 +34,8 @@ _SQL = queries.load("cdc_agent.ledger", "schema.sql")
 _VERSION = "1"
 #: Vectors dropped from the cache at a time when it is over its bound.
 _CACHE_TRIM_ROWS = 1_000
+#: The generation of an intent that outlived its own: the chunk lives, and a request may still change it.
+_SUSPECTED = 0
 
 
 class SqliteLedger:
@@ -134,12 +136,17 @@ class SqliteLedger:
                 garbage += self._replace(tx, manifest, deltas)
                 named.update((manifest.collection, chunk.id) for chunk in manifest.chunks)
                 tx.execute(_SQL["settle"], rows.settled(flip.agent, manifest))
-            strays = [(c, i) for c, i in tx.execute(_SQL["intents"], (flip.generation,)) if (c, i) not in named]
-            suspected = [(c, i) for c, i in strays if self._names(tx, c, i)]
-            garbage += set(strays) - set(suspected)
+            suspected = set(flip.suspected) & named
+            for collection, chunk_id, generation in tx.execute(_SQL["intents"], (flip.generation,)).fetchall():
+                place = (collection, chunk_id)
+                if place in named:
+                    suspected |= {place} if generation == _SUSPECTED else set()
+                elif self._names(tx, *place):
+                    suspected.add(place)
+                else:
+                    garbage.append(place)
             tx.execute(_SQL["clear_intents"], (flip.generation,))
-            # A write in place that was begun in an earlier life may still land, until its document gets new chunks.
-            tx.executemany(_SQL["insert_intent"], [(c, i, 0) for c, i in suspected])
+            tx.executemany(_SQL["insert_intent"], [(c, i, _SUSPECTED) for c, i in suspected])
             tx.executemany(_SQL["insert_garbage"], garbage)
             tx.executemany(_SQL["park"], [rows.dead_letter_row(letter) for letter in flip.dead_letters])
             tx.executemany(_SQL["save_resync"], [rows.resync_progress(r) for r in flip.resyncs])

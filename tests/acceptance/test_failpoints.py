@@ -216,7 +216,8 @@ def resync(daemon: DaemonProcess, pg: Database, changes: Changes) -> None:
     """Asked for once the first copies, which pass here too, are done."""
     until(lambda: daemon.problems() == [], 60.0, "the daemon to be ready")
     until(lambda: daemon.status()["resyncs"] == [], 60.0, "the first copies to end")
-    daemon.post("/resyncs", {"table": "public.docs"})
+    with suppress(httpx.TransportError):
+        daemon.post("/resyncs", {"table": "public.docs"})
     write_while_it_lives(daemon, changes)
 
 

@@ -368,7 +368,12 @@ class TestQuestions:
 def letter(document: str, lsn: int = 100, ordinal: int = 1, **more: Any) -> DeadLetter:
     known = {"agent": AGENT, "reason": "embedding", "error": "too long", "attempts": 3, "parked_at": 1.5, **more}
     return DeadLetter(
-        collection=C, document_id=document, table="public.t", key=("a,b", "7"), version=Version(Lsn(lsn), ordinal), **known
+        collection=C,
+        document_id=document,
+        table="public.t",
+        key=("a,b", "7"),
+        version=Version(Lsn(lsn), ordinal),
+        **known,
     )
 
 
@@ -493,9 +498,7 @@ class TestSqliteFile:
         # Given a ledger on a disk that is full to the last page
         ledger = SqliteLedger(path)
         ids = write(ledger, "d", 1)
-        ledger._writer.execute(
-            f"pragma max_page_count = {ledger._writer.execute('pragma page_count').fetchone()[0]}"
-        )
+        ledger._writer.execute(f"pragma max_page_count = {ledger._writer.execute('pragma page_count').fetchone()[0]}")
 
         # When more is to be written
         large = {b"x": bytes(1_000_000)}

@@ -546,7 +546,8 @@ class TestRetention:
         with tempfile.TemporaryDirectory() as folder:
             clock = Clock()
             opener = Opener(data.draw(st.sampled_from(sorted(BACKENDS))), Path(folder))
-            stream = opener(max_bytes=5_000, retention_s=data.draw(st.sampled_from([0.0, 50.0, 10_000.0])), wall_clock=clock)
+            retention_s = data.draw(st.sampled_from([0.0, 50.0, 10_000.0]))
+            stream = opener(max_bytes=5_000, retention_s=retention_s, wall_clock=clock)
             offsets = {"one": 0, "two": 0}
             for name in offsets:
                 stream.release(name, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +102,11 @@ class Life:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
     for name in ("describe", "create_slot", "drop"):
         monkeypatch.setattr(slots, name, getattr(made, name))
-    yield made
+    return made
 
 
 @pytest.fixture

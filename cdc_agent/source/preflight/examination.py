@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 
-from cdc_agent.errors import CdcAgentError, PreflightError
+from cdc_agent.errors import CdcAgentError, PreflightError, SourceUnavailable
 from cdc_agent.source.connection import connect
 from cdc_agent.source.preflight.facts import SQL, Role, Server, Slot, Wanted, ask
 from cdc_agent.source.preflight.findings import Finding, passed
@@ -67,8 +67,10 @@ def check(
 
 
 def require(findings: Iterable[Finding]) -> None:
-    """Raise one ``PreflightError`` that says everything that is not ok."""
+    """Raise one ``PreflightError`` that says everything that is not ok; ``SourceUnavailable`` if that may pass."""
     failed = [finding for finding in findings if not finding.ok]
+    if failed and all(finding.passing for finding in failed):
+        raise SourceUnavailable(failed[0].message, hint=failed[0].hint)
     if failed:
         lines = [f"- {f.name}: {f.message}\n  hint: {f.hint}" for f in failed]
         raise PreflightError(

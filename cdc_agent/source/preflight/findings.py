@@ -10,12 +10,16 @@ from psycopg import sql
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One question and its answer. ``hint`` mends what is not ok; on a finding that is ok it is advice."""
+    """One question and its answer. ``hint`` mends what is not ok; on a finding that is ok it is advice.
+
+    ``passing``: it may mend itself, such as a server that is being started.
+    """
 
     name: str
     ok: bool
     message: str
     hint: str = ""
+    passing: bool = False
 
 
 def passed(name: str, message: str, advice: str = "") -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg import pq
@@ -136,6 +136,8 @@ _NO_CONNECTION: tuple[tuple[str, str, str], ...] = (
 )
 
 
+#: What may be over in a minute: the server is away, not refused to us.
+_PASSING = r"Connection refused|timeout expired|timed out|unreachable|starting up|shutting down|not yet accepting"
 _LAST_RESORT = ("Postgres answered: {text}", "connect by hand, the same way: psql {at_sh}")
 
 
@@ -144,7 +146,8 @@ def unreachable(dsn: str, text: str, name: str = "connection") -> Finding:
     sentence, remedy = next(
         ((sentence, remedy) for pattern, sentence, remedy in _NO_CONNECTION if re.search(pattern, text)), _LAST_RESORT
     )
-    return failed(name, sentence.format(**facts), remedy.format(**facts))
+    finding = failed(name, sentence.format(**facts), remedy.format(**facts))
+    return replace(finding, passing=bool(re.search(_PASSING, text)))
 
 
 def _connection_facts(dsn: str, text: str) -> dict[str, str]:

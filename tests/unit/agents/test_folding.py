@@ -137,9 +137,7 @@ def test_any_history_in_any_batches_with_any_redelivery_comes_to_the_table(data:
 def event(op: Op, ordinal: int = 1, *, xid: int = 50, lsn: int = 500, **images: Any) -> ChangeEvent:
     relation = images.pop("relation", a_relation())
     rows = {name: Row(relation, values) if values is not None else None for name, values in images.items()}
-    return ChangeEvent(
-        op=op, version=Version(Lsn(lsn), ordinal), xid=xid, commit_ts_us=1, relation=relation, **rows
-    )
+    return ChangeEvent(op=op, version=Version(Lsn(lsn), ordinal), xid=xid, commit_ts_us=1, relation=relation, **rows)
 
 
 def fold_with(*manifests: Manifest) -> Fold:

@@ -318,9 +318,7 @@ def test_no_document_is_ever_seen_in_an_older_version_than_before(rig: Rig, seed
     for number in range(1, 60):
         key, body = chance.choice("123"), chance.choice([LONG, LONG, OTHER_LONG])
         waiting.append(
-            rig.database.commit(
-                Statement("update", key, (key, str(number), body, "en")), hide=chance.random() < 0.4
-            )
+            rig.database.commit(Statement("update", key, (key, str(number), body, "en")), hide=chance.random() < 0.4)
         )
         if chance.random() < 0.5:
             for tx in waiting:

@@ -21,7 +21,13 @@ COLUMNS = {"id": 23, "title": 25, "body": 25, "lang": 25, "score": 701}
 
 
 def a_row(columns: dict[str, int] = COLUMNS, **values: RawValue) -> Row:
-    known: dict[str, RawValue] = {"id": b"1", "title": b"t", "body": b"one two three four", "lang": b"en", "score": b"1"}
+    known: dict[str, RawValue] = {
+        "id": b"1",
+        "title": b"t",
+        "body": b"one two three four",
+        "lang": b"en",
+        "score": b"1",
+    }
     relation = Relation(
         oid=1,
         root_oid=1,

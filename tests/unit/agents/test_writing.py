@@ -214,6 +214,26 @@ def test_an_upsert_that_fails_is_repeated_under_the_same_ids(desk: Desk) -> None
     desk.assert_clean()
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_an_upsert_that_was_repeated_and_lands_again_later_does_not_undo_a_write_in_place(
+    desk: Desk, restart: bool
+) -> None:
+    # Given chunks that were taken at the second try, while the first one is still under way
+    desk.store._faults = iter(["late"])
+    assert not desk.writer.write(desk.begin({"1": ("a\n\nb", "en")}), desk.retrier)
+    if restart:
+        desk.reopen()
+        desk.write({"2": ("c", "en")})
+        desk.reopen()
+
+    # When the metadata changes, and then the first request lands
+    desk.write({"1": ("a\n\nb", "de")})
+    desk.store.land()
+
+    # Then the new metadata stands
+    desk.assert_clean()
+
+
 @pytest.mark.parametrize("fault", ["lost", "done", "late"])
 def test_a_metadata_write_that_fails_is_planned_again_with_new_ids(desk: Desk, fault: str) -> None:
     # Given a document

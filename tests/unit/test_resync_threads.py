@@ -1,0 +1,183 @@
+"""The resync runner: what cannot be read is given up by itself and takes nothing else with it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import pytest
+
+from cdc_agent.errors import LedgerFull, RenderError, SourceError, SourceUnavailable
+from cdc_agent.events import Change, Transaction
+from cdc_agent.health import Health
+from cdc_agent.ledger.base import Checkpoint, Flip, Resync
+from cdc_agent.ledger.sqlite import SqliteLedger
+from cdc_agent.lsn import Lsn
+from cdc_agent.resync import MESSAGE_PREFIX, PageBoard, ResyncRunner
+from cdc_agent.retry import Backoff, Retrier
+from cdc_agent.source.base import RowSet, TableRows
+from tests.support.scripted import TABLE, ScriptedDatabase, Statement
+from tests.support.wait import until
+
+
+class Reader:
+    """A scripted database whose marks come back at once, through the board, and are applied at once."""
+
+    def __init__(self, database: ScriptedDatabase, board: PageBoard, ledger: SqliteLedger) -> None:
+        self.database = database
+        self.board = board
+        self.ledger = ledger
+        self.fail: list[Exception] = []
+        self.placed: list[Transaction] = []
+        self.seen: list[bytes] = []
+
+    def page(self, request: TableRows) -> RowSet:
+        self._fail()
+        return self.database.page(request)
+
+    def by_key(self, table: str, keys: Iterable[tuple[str, ...]]) -> RowSet:
+        self._fail()
+        return self.database.by_key(table, keys)
+
+    def mark(self, prefix: str, content: Mapping[str, object]) -> Lsn:
+        tx = self.board.expand(self.database.message(prefix, content))
+        assert tx is not None
+        self.placed.append(tx)
+        self.seen += [change.after[0] for change in tx.changes if change.op == "r" and change.after]  # type: ignore[misc]
+        body = orjson.loads(tx.changes[-1].before[1])  # type: ignore[index]
+        resync = next(r for r in self.ledger.resyncs() if r.id == tx.resync_id)
+        moved = replace(
+            resync,
+            last_key=tuple(body["last_key"]) if body["last_key"] else None,
+            rows_done=body["rows_done"],
+            state="done" if body["done"] else "running",
+        )
+        self.ledger.flip(Flip(agent="a", checkpoint=Checkpoint(), generation=0, resyncs=[moved]))
+        return tx.commit_lsn
+
+    def estimated_rows(self, table: str) -> int:
+        self._fail()
+        return 7
+
+    def _fail(self) -> None:
+        if self.fail:
+            raise self.fail.pop(0)
+
+
+class Running:
+    def __init__(self, folder: Path) -> None:
+        self.ledger = SqliteLedger(folder / "ledger.db")
+        self.board = PageBoard()
+        self.database = ScriptedDatabase()
+        self.database.commit(*(Statement("insert", str(n), (str(n), "t", "b", "en")) for n in range(1, 8)))
+        self.reader = Reader(self.database, self.board, self.ledger)
+        self.stop = threading.Event()
+        self.failures: list[BaseException] = []
+        self.runner = ResyncRunner(
+            ledger=self.ledger,
+            reader=self.reader,
+            board=self.board,
+            estimated_rows=self.reader.estimated_rows,
+            retrier=Retrier(self.stop, Health(), Backoff(initial_s=0.001, maximum_s=0.001)),
+            stop=self.stop,
+            rows_per_page=3,
+        )
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.runner.run()
+        except BaseException as exc:
+            self.failures.append(exc)
+
+    def request(self, *keys: str) -> Resync:
+        wanted = Resync(table=TABLE, collections=("docs",), keys=tuple((key,) for key in keys))
+        return self.runner.request(wanted)
+
+    def state(self, resync: Resync) -> str:
+        return next(r.state for r in self.ledger.resyncs() if r.id == resync.id)
+
+    def await_state(self, resync: Resync, state: str) -> None:
+        until(lambda: self.state(resync) == state, what=f"the resync to be {state}")
+
+    def end(self) -> None:
+        self.stop.set()
+        self.runner.notify()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+        self.ledger.close()
+        assert self.failures == []
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    made = Running(tmp_path)
+    yield made
+    made.end()
+
+
+def test_a_table_is_read_page_by_page_to_its_end(running: Running) -> None:
+    resync = running.request()
+
+    running.await_state(resync, "done")
+
+    assert running.reader.seen == [str(n).encode() for n in range(1, 8)]
+    assert [len(tx.changes) - 1 for tx in running.reader.placed] == [3, 3, 1]
+    [found] = running.ledger.resyncs()
+    assert (found.rows_done, found.rows_estimated) == (7, 7)
+
+
+def test_a_source_that_is_away_is_waited_for(running: Running) -> None:
+    running.reader.fail = [SourceUnavailable("away")] * 5
+
+    running.await_state(running.request(), "done")
+
+
+@pytest.mark.parametrize("error", [SourceError("Postgres answered 22P02: abc is no integer"), RenderError("gone")])
+def test_keys_that_are_no_keys_end_their_resync_and_nothing_else(running: Running, error: Exception) -> None:
+    # Given keys that the server refuses
+    running.reader.fail = [error]
+    refused = running.request("abc")
+    running.await_state(refused, "failed")
+
+    # When another resync is asked for
+    good = running.request("1", "99")
+
+    # Then it is done, with the absent key named
+    running.await_state(good, "done")
+    body = orjson.loads(running.reader.placed[-1].changes[-1].before[1])  # type: ignore[index]
+    assert body["absent"] == [["99"]]
+
+
+def test_a_full_disk_under_the_ledger_is_waited_for(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, full = running.ledger.save_resync, [LedgerFull("full")] * 3
+
+    def saving(resync: Resync) -> None:
+        if full:
+            raise full.pop()
+        save(resync)
+
+    monkeypatch.setattr(running.ledger, "save_resync", saving)
+
+    running.await_state(running.request(), "done")
+    assert full == []
+
+
+# -- the board --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_mark_of_ours_passes(running: Running) -> None:
+    for prefix, content in (
+        ("other", b'{"token": "x"}'),
+        (MESSAGE_PREFIX, b"\xff"),
+        (MESSAGE_PREFIX, b"[]"),
+        (MESSAGE_PREFIX, b'{"token": 5}'),
+        (MESSAGE_PREFIX, b'{"token": "of an earlier life"}'),
+    ):
+        tx = running.database.message("", {})
+        tx.changes = [Change("m", None, 1, (prefix.encode(), content), None)]
+        assert running.board.expand(tx) is None
