@@ -129,7 +129,9 @@ class BatchFolder:
 
     def _sweep_out(self, collection: Collection, fold: Fold, event: ChangeEvent, since: Snapshot) -> None:
         """Documents that a whole resync never met are gone from the table."""
-        for manifest in self._ledger.unseen(collection.name, event.resync_id):
-            newest = self._in_flight.manifest(collection.name, manifest.document_id) or manifest
-            if not newest.deleted and newest.epoch < event.resync_id:
-                fold.gone(newest, event, since=since, epoch=event.resync_id)
+        name = collection.name
+        # In this order: what the writer flips meanwhile leaves the overlay only when the ledger has it.
+        in_flight = [m.document_id for m in self._in_flight.live(name)]
+        in_ledger = [m.document_id for m in self._ledger.unseen(name, event.resync_id)]
+        for document_id in dict.fromkeys([*fold.pending, *self._waiting(name), *in_flight, *in_ledger]):
+            fold.gone(document_id, event, since=since, epoch=event.resync_id)

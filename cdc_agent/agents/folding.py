@@ -137,10 +137,12 @@ class Fold:
             self._advance(pending, event)
             pending.xid, pending.snapshot, pending.row = 0, event.snapshot, None
 
-    def gone(self, manifest: Manifest, event: ChangeEvent, *, since: Snapshot, epoch: int) -> None:
+    def gone(self, found: str, event: ChangeEvent, *, since: Snapshot, epoch: int) -> None:
         """A document that a whole resync never met. It is gone unless the index learned of it after ``since``, the
         snapshot of the resync's beginning."""
-        pending = self._of(manifest.document_id, key_of(manifest.document_id), event)
+        pending = self._of(found, key_of(found), event)
+        if not (pending.row is not None if pending.touched else pending.was_live):
+            return
         read_later = pending.snapshot is not None and Snapshot.parse(pending.snapshot).not_before(since)
         if pending.epoch >= epoch or read_later or not since.sees(pending.xid):
             return

@@ -49,10 +49,9 @@ class InFlight:
             found = self._manifests.get((collection, document_id))
         return found[1] if found else None
 
-    def documents_of(self, collection: str, relation_oid: int) -> list[str]:
+    def live(self, collection: str) -> list[Manifest]:
         with self._settled:
-            return [
-                m.document_id
-                for _, m in self._manifests.values()
-                if m.collection == collection and m.relation_oid == relation_oid and not m.deleted
-            ]
+            return [m for _, m in self._manifests.values() if m.collection == collection and not m.deleted]
+
+    def documents_of(self, collection: str, relation_oid: int) -> list[str]:
+        return [m.document_id for m in self.live(collection) if m.relation_oid == relation_oid]

@@ -137,8 +137,8 @@ def create_tables(pg: Database, rows: int) -> None:
     pg.execute("alter table docs alter body set storage external")
     pg.execute("create table others (id int primary key, body text)")
     pg.execute(
-        "insert into docs select i, 'title ' || i, repeat('first ' || i || ' ', i * 20), i "
-        f"from generate_series(1, {rows}) i"
+        "insert into docs select i, 'title ' || i, string_agg('first' || i || 'x' || j, ' '), i "
+        f"from generate_series(1, {rows}) i, generate_series(1, i * 8) j group by i"
     )
     pg.execute(f"insert into others select i, 'other ' || i from generate_series(1, {rows // 4}) i")
 
@@ -169,7 +169,7 @@ class Changes:
 
     def _statement(self) -> tuple[str, list[object]]:
         number, key = next(self._numbers), self._rng.randrange(1, 41)
-        body = f"words {number} " * self._rng.choice([1, 12, 400])
+        body = " ".join(f"word{number}x{i}" for i in range(self._rng.choice([1, 12, 400])))
         update = "update docs set {} = %s where id = %s"
         insert = "insert into docs values (%s, %s, %s, %s) on conflict (id) do update set body = excluded.body"
         kinds: tuple[tuple[int, str, list[object]], ...] = (

@@ -363,7 +363,7 @@ def test_what_a_whole_resync_never_met_is_gone_unless_it_came_later() -> None:
     done = replace(read(since), op=Op.MESSAGE, relation=None, after=None)
 
     for found in (old, met, changed, newly_read):
-        fold.gone(found, done, since=Snapshot.parse(since), epoch=3)
+        fold.gone(found.document_id, done, since=Snapshot.parse(since), epoch=3)
 
     assert [found[-1] for found, p in fold.pending.items() if p.touched] == ["1"]
 

@@ -235,6 +235,33 @@ def test_what_vanished_while_nobody_looked_is_swept_out(rig: Rig) -> None:
     assert rig.ledger.resyncs()[0].state == "done"
 
 
+def test_what_vanished_is_swept_out_even_while_its_document_is_being_written(rig: Rig) -> None:
+    # Given two documents, of which the batch of one is held before the store, and the other one waits behind it
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold(kind: str) -> None:
+        if kind == "upsert" and not leave.is_set():
+            entered.set()
+            assert leave.wait(10)
+
+    rig.store.before_write = hold
+    rig.start()
+    rig.insert("1")
+    assert entered.wait(10)
+    rig.insert("2")
+
+    # When both vanish without a word in the log, and a whole resync is planned before the batch lands
+    rig.database.commit(Statement("delete", "1"), Statement("delete", "2"))
+    resync = rig.begin_resync()
+    rig.place(resync, rig.read_page(None, 5), done=True)
+    until(lambda: rig.indexer._handoff.full(), what="the next batch to be planned")
+    leave.set()
+
+    # Then both are gone
+    rig.assert_index_is_the_table()
+    assert rig.stored() == []
+
+
 def test_a_document_that_is_asked_for_by_key_is_read_or_removed(rig: Rig) -> None:
     rig.start()
     rig.insert("1")
