@@ -43,6 +43,8 @@ class Pending:
     #: The row comes whole from a change that created it, so columns that are missing are not in the index either.
     created: bool = False
     from_resync: bool = False
+    #: Nothing but one insert is known of the document.
+    born: bool = False
 
     @property
     def was_live(self) -> bool:
@@ -94,7 +96,9 @@ class Fold:
             known, moved_from.row = moved_from.row, None
         if self._outdated(pending, event):
             return
+        born = event.op is Op.CREATE and pending.base is None and not pending.touched
         self._advance(pending, event)
+        pending.born = born
         pending.created = event.op is Op.CREATE or moved or (pending.created and pending.row is not None)
         pending.row = filled(after, [row for row in (known, event.before) if row is not None])
 
@@ -206,6 +210,7 @@ class Fold:
         pending.snapshot = None
         pending.touched = True
         pending.from_resync = False
+        pending.born = False
         if event.relation is not None and event.op is not Op.MESSAGE:
             pending.relation_oid = event.relation.oid
 

@@ -25,11 +25,12 @@ from cdc_agent.agents.rereading import reread
 from cdc_agent.agents.vectors import Vectorizer
 from cdc_agent.agents.watermark import Watermark
 from cdc_agent.agents.writing import IndexWriter, PlanAgainError, Prepared, TaintedError
-from cdc_agent.errors import CdcAgentError, RenderError, StreamFull
+from cdc_agent.errors import CdcAgentError, LedgerFull, RenderError, StreamFull
 from cdc_agent.failpoints import hit
-from cdc_agent.ledger.base import Checkpoint, DeadLetter, Ledger
+from cdc_agent.ledger.base import Checkpoint, DeadLetter, Ledger, Resync
 from cdc_agent.lsn import Lsn
 from cdc_agent.retry import Retrier, Stopping
+from cdc_agent.snapshot import Snapshot
 from cdc_agent.source.base import RowReader
 from cdc_agent.stream.base import Batch, Stream
 
@@ -44,6 +45,8 @@ _TARGET_CHUNKS = 64
 _MIN_EVENTS, _MAX_EVENTS = 16, 4_000
 #: How long a read waits for something new; a signal ends it at once.
 _READ_WAIT_S = 1.0
+#: Seconds between looks for ids that nothing names.
+_SWEEP_INTERVAL_S = 3600.0
 #: Garbage is collected at the latest after this many batches.
 _GARBAGE_EVERY = 8
 
@@ -78,6 +81,8 @@ class Indexer:
         self._stop = stop
         self._wall_clock = wall_clock
         self._in_flight = InFlight()
+        self._clock = clock
+        self._next_sweep = 0.0
         self._pacer = Pacer(clock)
         self._deferred = Deferred(clock)
         self._folder = BatchFolder(
@@ -211,7 +216,9 @@ class Indexer:
 
     def _plan(self, collection: Collection, pending: Pending, letters: list[DeadLetter]) -> Plan | None:
         try:
-            return plan(collection, pending, tainted=self._writer.tainted(pending.base))
+            made = plan(collection, pending, tainted=self._writer.tainted(pending.base))
+            # A row that is new and does not match was never here: no tombstone is needed to keep it out.
+            return None if made.deleted and pending.born else made
         except RenderError as exc:
             letters.append(dead_letter(AGENT, collection, pending, "render", exc, 1))
             return None
@@ -247,18 +254,25 @@ class Indexer:
     def run_writer(self) -> None:
         """Write what is handed over, in order; until stopped. Raises what cannot be retried."""
         try:
-            self._writer.sweep(self._writer_retrier)
+            self._sweep()
             self._collect(0)
             since_garbage = 0
             while not self._stop.is_set():
                 try:
                     number, prepared = self._handoff.get(timeout=0.5)
                 except queue.Empty:
+                    if self._clock() >= self._next_sweep:
+                        self._sweep()
                     continue
                 self._write(number, prepared)
                 since_garbage = self._collect(since_garbage + 1)
         except Stopping:
             log.debug("writer stopped")
+
+    def _sweep(self) -> None:
+        """Remove what landed late; when idle, because it reads every id."""
+        self._writer.sweep(self._writer_retrier)
+        self._next_sweep = self._clock() + _SWEEP_INTERVAL_S
 
     def _write(self, number: int, prepared: Prepared) -> None:
         try:
@@ -298,7 +312,22 @@ class Indexer:
         for resync in prepared.resyncs:
             if resync.state == "done":
                 log.info("resync done id=%d table=%s rows=%d", resync.id, resync.table, resync.rows_done)
+                self._prune(resync, checkpoint)
                 hit("resync_done")
+
+    def _prune(self, resync: Resync, checkpoint: Checkpoint) -> None:
+        """Tombstones older than the beginning of a finished resync have nothing left to guard against."""
+        if resync.snapshot is None:
+            return
+        below_xid = Snapshot.parse(resync.snapshot).xmin
+        for collection in resync.collections:
+            self._writer_retrier.until_done(
+                "ledger",
+                lambda name=collection: self._ledger.prune_tombstones(  # type: ignore[misc]
+                    name, below_xid=below_xid, up_to=checkpoint.applied_lsn
+                ),
+                (LedgerFull,),
+            )
 
     def _collect(self, since: int) -> int:
         """Collect garbage when there is nothing more urgent, or when it has waited long enough."""

@@ -132,7 +132,7 @@ select document_id from manifest where collection = ? and deleted = 0 and epoch 
 select count(*), coalesce(sum(chunk_count), 0) from manifest where collection = ? and deleted = 0
 
 -- prune_tombstones --
-delete from manifest where collection = ? and deleted = 1 and xid < ?
+delete from manifest where collection = ? and deleted = 1 and xid < ? and commit_lsn < ?
 
 -- insert_intent --
 insert or replace into intent values (?, ?, ?)

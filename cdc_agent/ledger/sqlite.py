@@ -253,9 +253,9 @@ class SqliteLedger:
     def resyncs(self, *, running_only: bool = False) -> list[Resync]:
         return [rows.resync(row) for row in self._all(_SQL["resyncs"], (int(running_only),))]
 
-    def prune_tombstones(self, collection: str, *, below_xid: int) -> None:
+    def prune_tombstones(self, collection: str, *, below_xid: int, up_to: Lsn) -> None:
         with self._transaction() as tx:
-            tx.execute(_SQL["prune_tombstones"], (collection, below_xid))
+            tx.execute(_SQL["prune_tombstones"], (collection, below_xid, int(up_to)))
 
     # -- connections ------------------------------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ from typing import Any
 import orjson
 
 from cdc_agent.capture import Capture
-from cdc_agent.daemon.run import calm_garbage_collector
 from cdc_agent.health import Health
 from cdc_agent.lsn import Lsn
 from cdc_agent.source.catalog import Catalog

@@ -256,8 +256,12 @@ class TestFlip:
         write(ledger, "alive", 1, lsn=5)
         flip(ledger, 0, manifest("old", lsn=10, deleted=True), manifest("young", lsn=30, deleted=True))
 
-        ledger.prune_tombstones(C, below_xid=30)
+        # When everything below transaction 30 is visible for ever, but only commits before 5 are dealt with for good
+        ledger.prune_tombstones(C, below_xid=30, up_to=Lsn(5))
 
+        # Then nothing is forgotten, and once they are, what every read will see is
+        assert set(ledger.manifests(C, ["alive", "old", "young"])) == {"alive", "old", "young"}
+        ledger.prune_tombstones(C, below_xid=30, up_to=Lsn(100))
         assert set(ledger.manifests(C, ["alive", "old", "young"])) == {"alive", "young"}
 
 
