@@ -526,28 +526,34 @@ def test_a_row_that_was_read_again_too_early_leaves_no_orphans_and_no_old_text(
 
     # When a change makes the daemon read key 3 again, and later in the log another row takes that key over.
     run(pg, "update notes set title = 'makes it read 3 again' where id = 3")
-    run(pg, "update parts set title = 'makes it read this again' where id = 3")
+    run(pg, "update parts set title = 'makes it read this again' where id = 24")
     filler(pg)
     run(
         pg,
-        "update notes set title = 'one' where id = 1",
+        "update notes set title = 'two' where id = 2",
         "delete from notes where id = 3",
-        "update notes set id = 3 where id = 1",
+        "update notes set id = 3 where id = 2",
     )
     # And when key 5 is read again, and its row then takes over key 7, whose text has the same other columns.
     run(pg, "update notes set title = 'title 7' where id = 5")
     filler(pg)
     run(pg, "delete from notes where id = 7", "update notes set id = 7 where id = 5")
-    # And when a row that was read again then moves to another partition, which is truncated once it is there.
-    run(pg, "update parts set region = 15 where id = 3")
+    # And when a row that was read again then finds itself in a new partition, under its old key.
+    run(
+        pg,
+        "create temporary table leaving as select * from parts_rest where region < 30",
+        "delete from parts_rest where region < 30",
+        "create table parts_20 partition of parts for values from (20) to (30)",
+        "insert into parts select * from leaving",
+    )
     filler(pg)
 
     # Then there are no orphans, and no text of the row before.
     daemon.start()
     assert_index_equals_table(daemon, pg)
-    run(pg, "truncate parts_1")
+    run(pg, "truncate parts_rest")
     assert_index_equals_table(daemon, pg)
-    run(pg, "truncate parts_2")
+    run(pg, "truncate parts_20")
     assert_index_equals_table(daemon, pg)
 
 
