@@ -1,4 +1,4 @@
-"""The start-up identity check: source, slot, stream, ledger and store must belong together, or nothing starts.
+"""The start-up identity check: server, slot, stream and ledger must belong together, or nothing starts.
 
 START_REPLICATION silently skips or forwards when positions do not fit, so it is only issued after this. Every refusal
 is a named state with its remedy.
@@ -7,23 +7,20 @@ is a named state with its remedy.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from cdc_agent import metrics
-from cdc_agent.documents.model import MetadataValue
 from cdc_agent.errors import IdentityMismatch
 from cdc_agent.failpoints import hit
-from cdc_agent.ledger.base import Ledger, Resync, SourceIdentity
+from cdc_agent.ledger.base import Ledger, SourceIdentity
 from cdc_agent.lsn import Lsn
 from cdc_agent.source import slot as slots
 from cdc_agent.source.replication import ServerIdentity
 from cdc_agent.source.slot import SlotStatus
 from cdc_agent.stream.base import Stream
-from cdc_agent.vectorstore.base import VectorStore
 
-__all__ = ["SourceGuard", "first_copies", "open_collections"]
+__all__ = ["SourceGuard"]
 
 log = logging.getLogger(__name__)
 
@@ -173,70 +170,3 @@ def _check_slot(found: SlotStatus | None, identity: SourceIdentity, captured: Ls
             f"slot {found.name} is at {found.confirmed_flush_lsn}, the stream only holds up to {captured}",
             hint=_RESYNC_HINT,
         )
-
-
-def open_collections(
-    store: VectorStore,
-    ledger: Ledger,
-    fingerprints: Mapping[str, str],
-    *,
-    model: str,
-    dimensions: int,
-    tables: Mapping[str, str],
-) -> list[Resync]:
-    """Open every collection; returns the first copies that are to be made.
-
-    Raises ``IdentityMismatch`` when a collection belongs to another ledger, lost its content, or was built with
-    another model, template or chunking than the configuration says.
-    """
-    wanted: list[Resync] = []
-    for name, fingerprint in fingerprints.items():
-        marker: dict[str, MetadataValue] = {
-            "cdc_ledger": ledger.uuid,
-            "cdc_model": model,
-            "cdc_dimensions": dimensions,
-            "cdc_fingerprint": fingerprint,
-        }
-        found = store.open_collection(name, dimensions=dimensions, marker=marker)
-        _check_marker(name, found, ledger.uuid)
-        known = ledger.collection_fingerprint(name)
-        if known is None:
-            wanted.append(Resync(table=tables[name], collections=(name,), reason="first copy"))
-        else:
-            _check_known(name, known, fingerprint, store, ledger)
-    return wanted
-
-
-def _check_marker(name: str, found: Mapping[str, Any], uuid: str) -> None:
-    owner = found.get("cdc_ledger")
-    if owner != uuid:
-        raise IdentityMismatch(
-            "STORE_REPLACED",
-            f"collection {name} belongs to {'ledger ' + str(owner) if owner else 'somebody else'}, not to this one",
-            hint="rename the collection in the config, or delete it in the store if it is yours",
-        )
-
-
-def _check_known(name: str, known: str, fingerprint: str, store: VectorStore, ledger: Ledger) -> None:
-    if known != fingerprint:
-        raise IdentityMismatch(
-            "CONFIG_CHANGED",
-            f"collection {name} was built with another model, template, metadata, `where` or chunking",
-            hint="put the configuration back, or give the collection a new name: it is built beside the old one",
-        )
-    if ledger.counts(name)[1] > 0 and store.count(name) == 0:
-        raise IdentityMismatch(
-            "STORE_REPLACED",
-            f"collection {name} is empty, but the ledger has {ledger.counts(name)[1]} chunks in it",
-            hint="restore the store; or move state_dir away, drop the slot (cdc-agent slot drop) and start anew",
-        )
-
-
-def first_copies(ledger: Ledger, wanted: Sequence[Resync], fingerprints: Mapping[str, str]) -> None:
-    """Record the first copies. In this order a crash in between repeats nothing."""
-    running = {name for resync in ledger.resyncs(running_only=True) for name in resync.collections}
-    for resync in wanted:
-        name = resync.collections[0]
-        if name not in running:
-            ledger.start_resync(resync)
-        ledger.save_collection(name, fingerprints[name])

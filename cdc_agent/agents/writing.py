@@ -97,7 +97,7 @@ class IndexWriter:
 
     def _left_behind(self) -> set[tuple[str, str]]:
         """Live chunks with an intent: the process died while their metadata was being written."""
-        return {(c, i) for c, i in self._ledger.intents() if self._ledger.live(c, [i])}
+        return {(c, i) for c, i in self._ledger.intents(self._agent) if self._ledger.live(c, [i])}
 
     # -- transaction 1 ----------------------------------------------------------------------------------------
 
@@ -126,7 +126,9 @@ class IndexWriter:
             remember = {digest: vectors[digest].tobytes() for digest in fresh}
             generation, ids = retrier.until_done(
                 "ledger",
-                lambda: self._ledger.begin_write(new, touched=touched, fingerprint=self._fingerprint, vectors=remember),
+                lambda: self._ledger.begin_write(
+                    new, agent=self._agent, touched=touched, fingerprint=self._fingerprint, vectors=remember
+                ),
                 (LedgerFull,),
             )
             hit("after_intent")

@@ -18,9 +18,10 @@ from cdc_agent.documents.collection import CollectionSpec
 from cdc_agent.embedding.base import Embedder
 from cdc_agent.errors import ConfigError, EmbeddingError
 from cdc_agent.health import Health
-from cdc_agent.identity import SourceGuard, first_copies, open_collections
+from cdc_agent.identity import SourceGuard
 from cdc_agent.ledger.base import Ledger, Resync
 from cdc_agent.ledger.sqlite import SqliteLedger
+from cdc_agent.marker import first_copies, open_collections
 from cdc_agent.resync import PageBoard, ResyncRunner
 from cdc_agent.retry import Backoff, Retrier
 from cdc_agent.search import Searcher

@@ -180,7 +180,7 @@ def _strengths(text: str, units: list[_Unit], limit: int) -> list[int]:
 
     Level first, then how far the nearest stronger break is, then the draw.
     """
-    draws = list(_draws(text, units))
+    draws = list(_draws(text, units, limit))
     drawn = [-1, *(unit.level << _DRAW_BITS | draw for unit, draw in zip(units[1:], draws, strict=True)), -1]
     places = _places(units)
     strengths = [-1]
@@ -191,17 +191,20 @@ def _strengths(text: str, units: list[_Unit], limit: int) -> list[int]:
     return [*strengths, -1]
 
 
-def _draws(text: str, units: list[_Unit]) -> Iterator[int]:
+def _draws(text: str, units: list[_Unit], limit: int) -> Iterator[int]:
     """A number for each break but the first; only the content behind the break decides it."""
-    repeats = 0
-    contents = (text[unit.start : unit.end] for unit in units)
-    for unit, weight, (previous, content) in zip(units[1:], _weights(units)[1:], pairwise(contents), strict=True):
-        head = _digest(text[unit.start : unit.start + HEAD])
-        # In a run of equal units, their places in the run tell them apart.
-        repeats = repeats + 1 if content == previous else 0
+    seen: dict[tuple[str, str], tuple[int, int]] = {}
+    breaks = zip(units[1:], _weights(units)[1:], _places(units)[1:], strict=False)
+    for unit, weight, place in breaks:
+        content, head = text[unit.start : unit.end], text[unit.start : unit.start + HEAD]
+        # Text that repeats itself within a chunk's length would draw the same again and again, and be cut at each
+        # repetition: there, how often it was repeated tells the breaks apart.
+        repeats, last_place = seen.get((head, content), (-1, place))
+        repeats = repeats + 1 if place - last_place <= limit else 0
+        seen[head, content] = repeats, place
         tail = zlib.crc32(_encoded(content), repeats)
         # Large units open chunks rather than end them: that leaves fewer ways to be cut anew (simulated).
-        yield head // weight**2 << 32 | tail
+        yield _digest(head) // weight**2 << 32 | tail
 
 
 def _digest(text: str) -> int:

@@ -121,8 +121,8 @@ class Resync:
 class Flip:
     """One commit point: everything in it becomes true at once.
 
-    ``manifests`` replace what was there; chunk ids that no manifest names any more become garbage, and so do intents
-    up to ``generation`` that none names. A dead letter of a document whose manifest moves past it is settled.
+    ``manifests`` replace what was there; chunk ids that no manifest names any more become garbage, and so do intents of
+    the agent up to ``generation`` that none names. A dead letter of a document whose manifest moves past it is settled.
     ``resyncs`` carry progress. ``suspected`` are chunks that a request which failed may still change: like those of
     writes in place that were never flipped they stay intents while they live.
     """
@@ -177,6 +177,7 @@ class Ledger(Protocol):
         self,
         new_chunks: Sequence[NewChunks],
         *,
+        agent: str,
         touched: Sequence[tuple[str, str]] = (),
         fingerprint: str = "",
         vectors: Mapping[bytes, bytes] = MappingProxyType({}),
@@ -189,8 +190,8 @@ class Ledger(Protocol):
         """
         ...
 
-    def intents(self) -> list[tuple[str, str]]:
-        """``(collection, chunk_id)`` of writes that were begun and never flipped, or are ``suspected``."""
+    def intents(self, agent: str) -> list[tuple[str, str]]:
+        """``(collection, chunk_id)`` of an agent's writes that were begun and never flipped, or are ``suspected``."""
         ...
 
     def flip(self, flip: Flip) -> None:

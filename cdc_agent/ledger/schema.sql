@@ -43,6 +43,7 @@ create table if not exists intent (
     collection text not null,
     chunk_id   text not null,
     generation integer not null,
+    agent      text not null,
     primary key (collection, chunk_id)
 ) without rowid;
 -- Ids to delete from the store.
@@ -135,13 +136,13 @@ select count(*), coalesce(sum(chunk_count), 0) from manifest where collection = 
 delete from manifest where collection = ? and deleted = 1 and xid < ? and commit_lsn < ?
 
 -- insert_intent --
-insert or replace into intent values (?, ?, ?)
+insert or replace into intent values (?, ?, ?, ?)
 
 -- intents --
-select collection, chunk_id, generation from intent where ?1 is null or generation <= ?1
+select collection, chunk_id, generation from intent where agent = ?1 and (?2 is null or generation <= ?2)
 
 -- clear_intents --
-delete from intent where generation <= ?
+delete from intent where agent = ? and generation <= ?
 
 -- has_intent --
 select 1 from intent where collection = ? and chunk_id = ?

@@ -109,6 +109,7 @@ class SqliteLedger:
         self,
         new_chunks: Sequence[NewChunks],
         *,
+        agent: str,
         touched: Sequence[tuple[str, str]] = (),
         fingerprint: str = "",
         vectors: Mapping[bytes, bytes] = MappingProxyType({}),
@@ -120,12 +121,12 @@ class SqliteLedger:
                 for new in new_chunks
             }
             written = [(c, i) for (c, _), chunk_ids in ids.items() for i in chunk_ids]
-            tx.executemany(_SQL["insert_intent"], [(c, i, generation) for c, i in (*written, *touched)])
+            tx.executemany(_SQL["insert_intent"], [(c, i, generation, agent) for c, i in (*written, *touched)])
             self._remember(tx, fingerprint, vectors)
         return generation, ids
 
-    def intents(self) -> list[tuple[str, str]]:
-        return [(row[0], row[1]) for row in self._all(_SQL["intents"], (None,))]
+    def intents(self, agent: str) -> list[tuple[str, str]]:
+        return [(row[0], row[1]) for row in self._all(_SQL["intents"], (agent, None))]
 
     def flip(self, flip: Flip) -> None:
         deltas: dict[str, tuple[int, int]] = {}
@@ -137,7 +138,8 @@ class SqliteLedger:
                 named.update((manifest.collection, chunk.id) for chunk in manifest.chunks)
                 tx.execute(_SQL["settle"], rows.settled(flip.agent, manifest))
             suspected = set(flip.suspected) & named
-            for collection, chunk_id, generation in tx.execute(_SQL["intents"], (flip.generation,)).fetchall():
+            begun = tx.execute(_SQL["intents"], (flip.agent, flip.generation)).fetchall()
+            for collection, chunk_id, generation in begun:
                 place = (collection, chunk_id)
                 if place in named:
                     suspected |= {place} if generation == _SUSPECTED else set()
@@ -145,8 +147,8 @@ class SqliteLedger:
                     suspected.add(place)
                 else:
                     garbage.append(place)
-            tx.execute(_SQL["clear_intents"], (flip.generation,))
-            tx.executemany(_SQL["insert_intent"], [(c, i, _SUSPECTED) for c, i in suspected])
+            tx.execute(_SQL["clear_intents"], (flip.agent, flip.generation))
+            tx.executemany(_SQL["insert_intent"], [(c, i, _SUSPECTED, flip.agent) for c, i in suspected])
             tx.executemany(_SQL["insert_garbage"], garbage)
             tx.executemany(_SQL["park"], [rows.dead_letter_row(letter) for letter in flip.dead_letters])
             tx.executemany(_SQL["save_resync"], [rows.resync_progress(r) for r in flip.resyncs])

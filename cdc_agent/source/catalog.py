@@ -6,7 +6,7 @@ log says about columns and ask here only for what it does not say (document keys
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from cdc_agent.source.connection import classify, connect
 __all__ = ["Catalog", "TableInfo", "WatchedTable"]
 
 _SQL = queries.load("cdc_agent.source", "catalog.sql")
+#: Types below are pinned into every database, and none of them is a domain.
+_FIRST_UNPINNED_OID = 12_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,11 @@ class WatchedTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableInfo:
-    """One table as the catalog describes it now. ``ancestors`` starts with the table itself and ends at the root."""
+    """One table as the catalog describes it now. ``ancestors`` starts with the table itself and ends at the root.
+
+    ``columns`` have the types that domains are made of. ``numbers`` are the columns' ``attnum``s: they stay when a
+    column gets another name.
+    """
 
     oid: int
     schema: str
@@ -45,6 +51,7 @@ class TableInfo:
     replica_identity: str
     ancestors: tuple[int, ...]
     columns: tuple[Column, ...]
+    numbers: tuple[int, ...]
     key: tuple[str, ...]
     estimated_rows: int
     partitioned: bool
@@ -62,11 +69,16 @@ class Catalog:
         self._connection: psycopg.Connection[Any] | None = None
         self.watched: dict[int, WatchedTable] = {}
         self._by_oid: dict[int, TableInfo | None] = {}
+        #: Every name that a table of ours was seen to have: the log may still speak of it by an older one.
+        self._names: dict[tuple[str, str], int] = {}
+        self._base_types: dict[int, int] = {}
 
     def watch(self, tables: Sequence[tuple[str, str]]) -> list[WatchedTable]:
         """Find the configured tables; raises ``SourceError`` naming one that does not exist."""
         found = [WatchedTable(schema=s, name=n, oid=self._oid(s, n)) for s, n in tables]
         self.watched = {table.oid: table for table in found}
+        for oid in self.watched:
+            self._names.update(((row[1], row[2]), row[0]) for row in self._all("family", {"oid": oid}))
         return found
 
     def by_oid(self, oid: int, *, refresh: bool = False) -> TableInfo | None:
@@ -74,12 +86,23 @@ class Catalog:
         if refresh or oid not in self._by_oid:
             row = self._one("table_by_oid", (oid,))
             # A dropped table keeps what was known of it: its last changes may still be in the log.
-            self._by_oid[oid] = _table_info(row) if row else self._by_oid.get(oid)
+            self._by_oid[oid] = self._table_info(row) if row else self._by_oid.get(oid)
         return self._by_oid[oid]
 
     def by_name(self, schema: str, name: str) -> TableInfo | None:
+        """The table that has this name now; if none has, the one of ours that had it."""
         row = self._one("table_oid", (schema, name))
-        return self.by_oid(row[0], refresh=True) if row else None
+        oid = row[0] if row else self._names.get((schema, name))
+        return self.by_oid(oid, refresh=True) if oid is not None else None
+
+    def base_type(self, oid: int) -> int:
+        """The type that a domain is made of; any other type's own oid, also that of a type that is gone."""
+        if oid < _FIRST_UNPINNED_OID:
+            return oid
+        if oid not in self._base_types:
+            row = self._one("base_type", (oid,))
+            self._base_types[oid] = int(row[0]) if row else oid
+        return self._base_types[oid]
 
     def root_of(self, info: TableInfo) -> int | None:
         """The watched table that this one belongs to (itself or a partitioned ancestor), None if it is not ours."""
@@ -129,9 +152,12 @@ class Catalog:
         return int(row[0])
 
     def _one(self, name: str, params: Sequence[Any]) -> Any:
+        return next(iter(self._all(name, params)), None)
+
+    def _all(self, name: str, params: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
         for attempt in (1, 2):
             try:
-                return self._connected().execute(_SQL[name], params).fetchone()
+                return self._connected().execute(_SQL[name], params).fetchall()
             except psycopg.Error as exc:
                 error = classify(exc)
                 self.close()
@@ -145,17 +171,20 @@ class Catalog:
             self._connection = connect(self._dsn, connect_timeout_s=self._connect_timeout_s)
         return self._connection
 
-
-def _table_info(row: Any) -> TableInfo:
-    oid, schema, name, identity, ancestors, columns, key, estimated, partitioned = row
-    return TableInfo(
-        oid=oid,
-        schema=schema,
-        name=name,
-        replica_identity=identity.decode() if isinstance(identity, bytes) else identity,
-        ancestors=tuple(ancestors) or (oid,),
-        columns=tuple(Column(name=c, type_oid=t) for c, t in columns),
-        key=tuple(key),
-        estimated_rows=estimated,
-        partitioned=partitioned,
-    )
+    def _table_info(self, row: Any) -> TableInfo:
+        oid, schema, name, identity, ancestors, columns, key, estimated, partitioned = row
+        info = TableInfo(
+            oid=oid,
+            schema=schema,
+            name=name,
+            replica_identity=identity.decode() if isinstance(identity, bytes) else identity,
+            ancestors=tuple(ancestors) or (oid,),
+            columns=tuple(Column(name=c, type_oid=self.base_type(t)) for c, t, _ in columns),
+            numbers=tuple(number for _, _, number in columns),
+            key=tuple(key),
+            estimated_rows=estimated,
+            partitioned=partitioned,
+        )
+        if self.root_of(info) is not None:
+            self._names[schema, name] = oid
+        return info

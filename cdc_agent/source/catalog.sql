@@ -1,12 +1,12 @@
 -- table_by_oid --
--- One table: its columns in order, its key, and the ancestors that a partition belongs to.
+-- One table: its columns in order (name, type, number), its key, and the ancestors that a partition belongs to.
 select c.oid::bigint,
        n.nspname,
        c.relname,
        c.relreplident,
        array(select a.relid::oid::bigint from pg_partition_ancestors(c.oid) a),
        coalesce((
-           select json_agg(json_build_array(a.attname, a.atttypid::bigint) order by a.attnum)
+           select json_agg(json_build_array(a.attname, a.atttypid::bigint, a.attnum) order by a.attnum)
            from pg_attribute a
            where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
        ), '[]'::json),
@@ -32,6 +32,22 @@ select c.oid::bigint
 from pg_class c
 join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p')
+
+-- family --
+-- Names of a table and of every partition below it.
+select c.oid::bigint, n.nspname, c.relname
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+where c.oid = %(oid)s::oid or c.oid in (select t.relid from pg_partition_tree(%(oid)s::oid::regclass) t)
+
+-- base_type --
+-- What a domain is made of, however many domains deep; any other type is its own.
+with recursive made_of as (
+    select oid, typtype, typbasetype from pg_type where oid = %s::oid
+    union all
+    select t.oid, t.typtype, t.typbasetype from pg_type t join made_of m on m.typtype = 'd' and t.oid = m.typbasetype
+)
+select oid::bigint from made_of where typtype <> 'd'
 
 -- leaves --
 -- Estimated rows of a partitioned table: the sum over its leaves.

@@ -84,6 +84,9 @@ def plugin_options(plugin: str, *, publication_name: str, schemas: frozenset[str
         "include-timestamp": "true",
         "include-lsn": "true",
         "include-types": "false",
+        # A column may have got another name or type since: its number says which it was.
+        "include-type-oids": "true",
+        "include-column-positions": "true",
         # Whole schemas, so that new partitions and renamed tables are not lost; other tables are dropped by us.
         "add-tables": ",".join(sorted(f"{_escaped(schema)}.*" for schema in schemas)),
     }

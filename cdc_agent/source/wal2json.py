@@ -6,14 +6,14 @@ What the format does not say, and what is done about it:
 * NaN and infinity become null: a null in a float or numeric column becomes ``UNCHANGED``, and is read again from
   the table when a document needs it;
 * bytea loses its ``\\x``: it is put back;
-* columns have names only: types come from the catalog.
+* tables have names only, and the columns of an old row no number: ``relation_of`` knows what these were called.
 
 https://github.com/eulerto/wal2json#format-version-2
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -26,10 +26,7 @@ from cdc_agent.source.assembler import Assembler
 from cdc_agent.source.pgoutput import MESSAGE_PREFIX
 from cdc_agent.values import BYTEA_OID, FLOAT_OIDS
 
-__all__ = ["RelationOf", "Wal2JsonDecoder"]
-
-#: Answers which of our tables has this schema and name now, or None if it is not ours.
-RelationOf = Callable[[str, str], "Relation | None"]
+__all__ = ["RelationOf", "SentColumn", "Wal2JsonDecoder"]
 
 
 class _Number(str):
@@ -38,9 +35,18 @@ class _Number(str):
     __slots__ = ()
 
 
-class _Value(msgspec.Struct, gc=False):
+class SentColumn(msgspec.Struct, gc=False):
+    """One column of a row as it was sent; ``position`` is its ``attnum``, 0 in an old row."""
+
     name: str
+    typeoid: int = 0
     value: Any = None
+    position: int = 0
+
+
+#: Answers which of our tables this schema and name is, described so that it has the columns of this row and of this
+#: old row; None if it is not ours.
+RelationOf = Callable[[str, str, Sequence[SentColumn], Sequence[SentColumn]], "Relation | None"]
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -51,11 +57,27 @@ class _Message(msgspec.Struct, gc=False):
     nextlsn: str = ""
     schema: str = ""
     table: str = ""
-    columns: list[_Value] | None = None
-    identity: list[_Value] | None = None
+    columns: list[SentColumn] | None = None
+    identity: list[SentColumn] | None = None
     transactional: bool = True
     prefix: str = ""
     content: str = ""
+
+
+class _Layout:
+    """A relation, and the types that its columns are sent with: a domain's is not what it is made of."""
+
+    __slots__ = ("relation", "sent", "sent_types")
+
+    def __init__(self, relation: Relation, sent: dict[str, int]) -> None:
+        self.relation = relation
+        self.sent = {column.name: column.type_oid for column in relation.columns} | sent
+        self.sent_types = [self.sent[column.name] for column in relation.columns]
+
+    def fits(self, given: Sequence[SentColumn]) -> bool:
+        """Each of these columns was seen before, by name and type."""
+        sent = self.sent
+        return all(sent.get(column.name) == column.typeoid for column in given)
 
 
 class Wal2JsonDecoder:
@@ -65,8 +87,7 @@ class Wal2JsonDecoder:
 
     def __init__(self, relation_of: RelationOf) -> None:
         self._relation_of = relation_of
-        self._relations: dict[tuple[str, str], Relation | None] = {}
-        self._foreign_columns: set[tuple[int, str]] = set()
+        self._layouts: dict[tuple[str, str], _Layout | None] = {}
         self._decode = msgspec.json.Decoder(_Message, float_hook=_Number).decode
         self.assembler = Assembler()
 
@@ -75,8 +96,7 @@ class Wal2JsonDecoder:
         return self.assembler.in_transaction
 
     def reset(self) -> None:
-        self._relations.clear()
-        self._foreign_columns.clear()
+        self._layouts.clear()
         self.assembler.reset()
 
     def feed(self, payload: memoryview | bytes) -> Transaction | None:
@@ -111,23 +131,24 @@ class Wal2JsonDecoder:
 
     def _change(self, message: _Message, size: int) -> Transaction | None:
         name = (message.schema, message.table)
+        given, identity = message.columns or (), message.identity or ()
         try:
-            relation = self._relations[name]
+            layout = self._layouts[name]
         except KeyError:
-            relation = self._relations[name] = self._relation_of(*name)
-        after = None
-        if relation is not None and message.columns is not None:
-            after = _row_in_order(relation, message.columns)
-            if after is None:
-                relation = self._up_to_date(name, relation, message.columns)
-                after = _row(relation, message.columns)
-        if relation is None:
+            layout = self._described(name, given, identity)
+        if layout is None:
             self.assembler.skip()
             return None
+        after = _row_in_order(layout, given) if given else None
+        if after is None and not layout.fits(given or identity):
+            layout = self._described(name, given, identity) or layout
+        if after is None and message.columns is not None:
+            after = _row(layout.relation, given)
+        relation = layout.relation
         action = message.action
         before = None
         if message.identity is not None:
-            before = _row_in_order(relation, message.identity) or _row(relation, message.identity)
+            before = _row_in_order(layout, identity) or _row(relation, identity)
         if action == "I":
             return self.assembler.add(Op.CREATE.value, relation, None, after, size)
         if action == "U":
@@ -145,19 +166,16 @@ class Wal2JsonDecoder:
         content = message.content.encode()
         return self.assembler.add(Op.MESSAGE.value, None, (message.prefix.encode(), content), None, len(content))
 
-    def _up_to_date(self, name: tuple[str, str], relation: Relation, columns: list[_Value]) -> Relation:
-        """The relation, looked up again if the message has a column that it has not."""
-        for column in columns:
-            if column.name not in relation.index and (relation.oid, column.name) not in self._foreign_columns:
-                return self._refreshed(name, relation, columns)
-        return relation
-
-    def _refreshed(self, name: tuple[str, str], old: Relation, columns: list[_Value]) -> Relation:
-        """A column we have not heard of: the table changed. One that the catalog has lost already is ignored."""
-        relation = self._relation_of(*name) or old
-        self._relations[name] = relation
-        self._foreign_columns.update((relation.oid, c.name) for c in columns if c.name not in relation.index)
-        return relation
+    def _described(
+        self, name: tuple[str, str], given: Sequence[SentColumn], identity: Sequence[SentColumn]
+    ) -> _Layout | None:
+        """Ask what this name is: at its first row, and when a row has a column of another name or type."""
+        relation = self._relation_of(*name, given, identity)
+        before = self._layouts.get(name)
+        sent = {column.name: column.typeoid for column in given or identity}
+        layout = _Layout(relation, (before.sent if before else {}) | sent) if relation is not None else None
+        self._layouts[name] = layout
+        return layout
 
 
 _LOGICAL_MESSAGE = b'{"action":"M"'
@@ -165,14 +183,14 @@ _TRANSACTIONAL = b'"transactional":true,"prefix":'
 _HINT = "the replication stream is damaged or newer than this program; report it with the slot's LSN"
 
 
-def _row_in_order(relation: Relation, given: list[_Value]) -> RawRow | None:
+def _row_in_order(layout: _Layout, given: Sequence[SentColumn]) -> RawRow | None:
     """The usual case: every column is there, in the relation's order. None if that is not so."""
-    columns = relation.columns
+    columns = layout.relation.columns
     if len(given) != len(columns):
         return None
     row: list[RawValue] = []
-    for item, column in zip(given, columns, strict=True):
-        if item.name != column.name:
+    for item, column, type_oid in zip(given, columns, layout.sent_types, strict=True):
+        if item.name != column.name or item.typeoid != type_oid:
             return None
         value = item.value
         # Most values are text; the rest, and bytea, take the longer way.
@@ -181,7 +199,7 @@ def _row_in_order(relation: Relation, given: list[_Value]) -> RawRow | None:
     return tuple(row)
 
 
-def _row(relation: Relation, given: list[_Value]) -> RawRow:
+def _row(relation: Relation, given: Sequence[SentColumn]) -> RawRow:
     """The values in the relation's column order; what was not given is ``UNCHANGED``."""
     columns = relation.columns
     sparse: list[RawValue] = [UNCHANGED] * len(columns)

@@ -730,20 +730,8 @@ def test_a_change_is_not_completed_from_a_row_that_is_older_than_itself(
     assert any(text.startswith("NEW") for text in texts_of(daemon.config, "notes").values())
 
 
-@pytest.mark.postgres(versions="all", plugin="pgoutput")
+@pytest.mark.postgres(versions="all", plugin="all")
 def test_changes_are_not_lost_when_names_change_before_they_are_read(pg: Database, new_daemon: NewDaemon) -> None:
-    change_names_before_changes_are_read(pg, new_daemon)
-
-
-@pytest.mark.xfail(reason="wal2json sends names only, and the catalog knows only those of now: the changes are dropped")
-@pytest.mark.postgres(versions=[15], plugin="wal2json")
-def test_changes_are_not_lost_with_wal2json_when_names_change_before_they_are_read(
-    pg: Database, new_daemon: NewDaemon
-) -> None:
-    change_names_before_changes_are_read(pg, new_daemon)
-
-
-def change_names_before_changes_are_read(pg: Database, new_daemon: NewDaemon) -> None:
     # Given a daemon that is held up.
     create_tables(pg)
     daemon = new_daemon(pg, collections=[NOTES, collection("parents", "public.parents", "{name}")])

@@ -280,7 +280,6 @@ def follow_a_generated_column(pg: Database, new_daemon: NewDaemon) -> None:
     assert_index_equals_table(daemon, pg)
 
 
-@pytest.mark.xfail(reason="the catalog and the log name the domain's own type, which is treated as text")
 @pytest.mark.postgres(versions=[15], plugin="all")
 def test_a_domain_over_a_number_is_a_number(pg: Database, new_daemon: NewDaemon) -> None:
     # Given a domain over a number, one over that domain, and a copied row.

@@ -69,7 +69,8 @@ def ledger(open_ledger: Opener) -> Ledger:
 
 def begin(ledger: Ledger, document: str, count: int, **more: Any) -> tuple[int, list[str]]:
     """A generation and the new ids of one document."""
-    generation, ids = ledger.begin_write([NewChunks(collection=C, document_id=document, count=count)], **more)
+    new = [NewChunks(collection=C, document_id=document, count=count)]
+    generation, ids = ledger.begin_write(new, agent=AGENT, **more)
     return generation, ids[C, document]
 
 
@@ -129,15 +130,15 @@ class TestGenerations:
         second, ids = begin(ledger, "d", 1)
 
         assert second > first
-        assert set(ledger.intents()) == {(C, f"d#{first}.0"), (C, ids[0])}
+        assert set(ledger.intents(AGENT)) == {(C, f"d#{first}.0"), (C, ids[0])}
 
     def test_documents_of_one_name_in_two_collections_are_two(self, ledger: Ledger) -> None:
         _, ids = ledger.begin_write(
-            [NewChunks(collection=c, document_id="d", count=1) for c in ("articles", "comments")]
+            [NewChunks(collection=c, document_id="d", count=1) for c in ("articles", "comments")], agent=AGENT
         )
 
         assert set(ids) == {("articles", "d"), ("comments", "d")}
-        assert sorted(c for c, _ in ledger.intents()) == ["articles", "comments"]
+        assert sorted(c for c, _ in ledger.intents(AGENT)) == ["articles", "comments"]
 
 
 class TestFlip:
@@ -157,7 +158,7 @@ class TestFlip:
         # Then all of it is true
         assert ledger.manifests(C, ["d"]) == {"d": kept}
         assert garbage(ledger) == {old[0], old[2]}
-        assert ledger.intents() == []
+        assert ledger.intents(AGENT) == []
         assert ledger.checkpoint(AGENT) == Checkpoint(offset=7, applied_lsn=Lsn(200))
         assert [found.document_id for found in ledger.dead_letters()] == ["poison"]
         assert ledger.resyncs() == [progress]
@@ -167,7 +168,7 @@ class TestFlip:
         old = write(ledger, "d", 2)
         _, abandoned = begin(ledger, "d", 2)
         generation, ids = ledger.begin_write(
-            [NewChunks(collection=C, document_id=d, count=2) for d in ("d", "refused")]
+            [NewChunks(collection=C, document_id=d, count=2) for d in ("d", "refused")], agent=AGENT
         )
 
         # When the batch is flipped without the refused one
@@ -185,17 +186,17 @@ class TestFlip:
         flip(ledger, first, manifest("d", *ids))
 
         # Then the second one's ids are still intents, until their own flip
-        assert {i for _, i in ledger.intents()} == set(later)
+        assert {i for _, i in ledger.intents(AGENT)} == set(later)
         assert garbage(ledger) == set()
         flip(ledger, second, manifest("e", *later))
-        assert ledger.intents() == []
+        assert ledger.intents(AGENT) == []
         assert garbage(ledger) == set()
 
     def test_a_chunk_whose_metadata_was_being_changed_is_not_garbage(self, ledger: Ledger) -> None:
         # Given a live chunk with an intent, of a process that died
         [chunk] = write(ledger, "d", 1)
-        ledger.begin_write([], touched=[(C, chunk)])
-        assert ledger.intents() == [(C, chunk)]
+        ledger.begin_write([], agent=AGENT, touched=[(C, chunk)])
+        assert ledger.intents(AGENT) == [(C, chunk)]
 
         # When another document is flipped
         write(ledger, "e", 1)
@@ -208,7 +209,7 @@ class TestFlip:
         # Given a live chunk whose metadata was being changed when the process died: the request may still land
         ledger = open_ledger()
         [chunk] = write(ledger, "d", 1)
-        ledger.begin_write([], touched=[(C, chunk)])
+        ledger.begin_write([], agent=AGENT, touched=[(C, chunk)])
 
         # When the next life flips something else and dies too
         ledger = open_ledger()
@@ -216,22 +217,22 @@ class TestFlip:
         ledger = open_ledger()
 
         # Then the third one still knows of it, until the document gets a new chunk
-        assert ledger.intents() == [(C, chunk)]
+        assert ledger.intents(AGENT) == [(C, chunk)]
         write(ledger, "d", 1, lsn=200)
-        assert ledger.intents() == []
+        assert ledger.intents(AGENT) == []
         assert garbage(ledger) == {chunk}
 
     def test_a_chunk_that_was_touched_while_its_own_write_was_under_way(self, ledger: Ledger) -> None:
         # Given a batch that writes a chunk, and the next one that only moves it
         first, [chunk] = begin(ledger, "d", 1)
-        second, _ = ledger.begin_write([], touched=[(C, chunk)])
+        second, _ = ledger.begin_write([], agent=AGENT, touched=[(C, chunk)])
 
         # When both are flipped in order
         flip(ledger, first, manifest("d", chunk))
         flip(ledger, second, manifest("d", chunk, lsn=200))
 
         # Then it lives
-        assert (garbage(ledger), ledger.intents()) == (set(), [])
+        assert (garbage(ledger), ledger.intents(AGENT)) == (set(), [])
 
     def test_a_checkpoint_never_moves_backward(self, ledger: Ledger) -> None:
         flip(ledger, 0, offset=9, lsn=900)
@@ -511,7 +512,7 @@ class TestSqliteFile:
         assert full.value.retryable
 
         # Then nothing was, and it can be once there is room
-        assert ledger.intents() == []
+        assert ledger.intents(AGENT) == []
         assert ledger.live(C, ids) == set(ids)
         ledger._writer.execute("pragma max_page_count = 1000000")
         generation, _ = begin(ledger, "d", 1, fingerprint="m", vectors=large)

@@ -18,7 +18,7 @@ FLOORS = [
     },
     {"source", "stream", "embedding", "vectorstore", "ledger"},  # 1 ends: one outside system each
     {"agents", "sagas", "webhooks"},  # 2 reactions
-    {"capture", "resync", "verify", "migrate", "search", "identity"},  # 3 loops
+    {"capture", "resync", "verify", "migrate", "search", "identity", "marker"},  # 3 loops
     {"config", "daemon", "web", "client", "cli", "demo"},  # 4 process
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

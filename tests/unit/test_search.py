@@ -37,7 +37,7 @@ class Index:
     def begin(self, document_id: str, texts: Sequence[str], **metadata: Any) -> tuple[int, list[str]]:
         """Steps 1 to 3: ids are taken and written to the store, but no manifest names them."""
         new = NewChunks(collection="articles", document_id=document_id, count=len(texts))
-        generation, ids_by_document = self.ledger.begin_write([new])
+        generation, ids_by_document = self.ledger.begin_write([new], agent="indexer")
         ids = ids_by_document["articles", document_id]
         vectors = self.embedder.embed(texts)
         reserved = {

@@ -292,6 +292,19 @@ def test_equal_paragraphs_do_not_end_up_alone() -> None:
     assert len(chunks) < 12
 
 
+@pytest.mark.parametrize("between", [" ", ". ", "\n\n"])
+@pytest.mark.parametrize("period", [1, 2, 3, 7, 20])
+def test_a_text_that_repeats_itself_is_not_cut_at_each_repetition(period: int, between: str) -> None:
+    # Given a few words again and again, as a table without sentences has them
+    text = "".join(f"w{i}{between}" for i in range(period)) * (2000 // period)
+
+    # When it is cut
+    chunks = Chunker(64, 0, words).chunk(text)
+
+    # Then chunks are about as large as elsewhere
+    assert len(chunks) <= 2.2 * 2000 / 64
+
+
 @pytest.mark.parametrize(("max_tokens", "overlap_tokens"), [(0, 0), (-1, 0), (10, -1), (10, 6), (1, 1)])
 def test_impossible_limits_are_config_errors(max_tokens: int, overlap_tokens: int) -> None:
     with pytest.raises(ConfigError) as caught:
