@@ -23,12 +23,16 @@ __all__ = [
     "NewChunks",
     "Resync",
     "SourceIdentity",
+    "SourceTable",
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceIdentity:
-    """Which database and slot this ledger belongs to. ``slot_ready`` is False while the slot is being created."""
+    """Which database and slot this ledger belongs to. ``slot_ready`` is False while the slot is being created.
+
+    ``publication_oid`` is that of the publication which the slot is read with (0: the plugin needs none).
+    """
 
     system_id: str
     timeline: int
@@ -36,6 +40,20 @@ class SourceIdentity:
     slot_name: str
     plugin: str
     slot_ready: bool
+    publication_oid: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceTable:
+    """A watched table as it was when its rows were last known to be complete in the stream.
+
+    ``name`` is the configured one. ``shape`` is JSON of what the catalog said (``source.shape``); the ledger only
+    keeps it.
+    """
+
+    name: str
+    oid: int
+    shape: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +117,17 @@ class DeadLetter:
 class Resync:
     """One watermarked re-reading of a table (or of some keys), and how far it is.
 
-    ``state``: ``running`` or ``done``. ``last_key`` is the key of the last row applied to the index. ``snapshot`` is
-    the snapshot of its beginning: documents that are visible in it and never seen are gone from the source.
+    ``predicate`` is SQL that narrows it to some rows. With ``rewrite`` every chunk is written anew, also where nothing
+    changed. ``state``: ``running`` or ``done``. ``last_key`` is the key of the last row applied to the index.
+    ``snapshot`` is that of its beginning: documents that are visible in it and never seen are gone from the source.
     """
 
     id: int = 0
     table: str
     collections: tuple[str, ...]
     keys: tuple[tuple[str, ...], ...] = ()
+    predicate: str = ""
+    rewrite: bool = False
     reason: str = ""
     state: str = "running"
     snapshot: str | None = None
@@ -156,6 +177,11 @@ class Ledger(Protocol):
     # Identity and configuration.
     def identity(self) -> SourceIdentity | None: ...
     def save_identity(self, identity: SourceIdentity) -> None: ...
+    def source_tables(self) -> dict[str, SourceTable]:
+        """What is remembered of the watched tables, by configured name."""
+        ...
+
+    def save_source_table(self, table: SourceTable) -> None: ...
     def collection_fingerprint(self, name: str) -> str | None: ...
     def save_collection(self, name: str, fingerprint: str) -> None: ...
     def save_resync(self, resync: Resync) -> None:

@@ -16,7 +16,7 @@ _unpack = msgspec.msgpack.Decoder(list[tuple[str, bytes]]).decode
 
 
 def identity(row: Sequence[Any]) -> SourceIdentity:
-    system_id, timeline, database_oid, slot_name, plugin, slot_ready = row
+    system_id, timeline, database_oid, slot_name, plugin, slot_ready, publication_oid = row
     return SourceIdentity(
         system_id=system_id,
         timeline=timeline,
@@ -24,11 +24,12 @@ def identity(row: Sequence[Any]) -> SourceIdentity:
         slot_name=slot_name,
         plugin=plugin,
         slot_ready=bool(slot_ready),
+        publication_oid=publication_oid,
     )
 
 
 def identity_row(i: SourceIdentity) -> tuple[Any, ...]:
-    return (i.system_id, i.timeline, i.database_oid, i.slot_name, i.plugin, int(i.slot_ready))
+    return (i.system_id, i.timeline, i.database_oid, i.slot_name, i.plugin, int(i.slot_ready), i.publication_oid)
 
 
 def manifest(collection: str, document_id: str, row: Sequence[Any]) -> Manifest:
@@ -104,12 +105,15 @@ def dead_letter_row(d: DeadLetter) -> tuple[Any, ...]:
 
 
 def resync(row: Sequence[Any]) -> Resync:
-    number, table, collections, keys, reason, state, snapshot, last_key, done, estimated, started, finished = row
+    number, table, collections, keys, predicate, rewrite, reason, state, *rest = row
+    snapshot, last_key, done, estimated, started, finished = rest
     return Resync(
         id=number,
         table=table,
         collections=tuple(orjson.loads(collections)),
         keys=tuple(tuple(key) for key in orjson.loads(keys)),
+        predicate=predicate,
+        rewrite=bool(rewrite),
         reason=reason,
         state=state,
         snapshot=snapshot,
@@ -126,6 +130,8 @@ def resync_row(r: Resync) -> tuple[Any, ...]:
         r.table,
         orjson.dumps(r.collections).decode(),
         orjson.dumps(r.keys).decode(),
+        r.predicate,
+        int(r.rewrite),
         r.reason,
         r.state,
         r.snapshot,

@@ -10,8 +10,15 @@ create table if not exists identity (
     database_oid integer not null,
     slot_name    text    not null,
     plugin       text    not null,
-    slot_ready   integer not null
+    slot_ready   integer not null,
+    publication_oid integer not null
 );
+-- The watched tables as they were when their rows were last known to be complete (see tables).
+create table if not exists source_table (
+    name  text primary key,
+    oid   integer not null,
+    shape text    not null
+) without rowid;
 create table if not exists collection (
     name        text primary key,
     fingerprint text not null
@@ -72,6 +79,8 @@ create table if not exists resync (
     table_name     text    not null,
     collections    text    not null,
     keys           text    not null,
+    predicate      text    not null,
+    rewrite        integer not null,
     reason         text    not null,
     state          text    not null,
     snapshot       text,
@@ -96,10 +105,16 @@ select value from meta where key = ?
 update meta set value = cast(value as integer) + 1 where key = 'generation' returning cast(value as integer)
 
 -- load_identity --
-select system_id, timeline, database_oid, slot_name, plugin, slot_ready from identity where id = 1
+select system_id, timeline, database_oid, slot_name, plugin, slot_ready, publication_oid from identity where id = 1
 
 -- save_identity --
-insert or replace into identity values (1, ?, ?, ?, ?, ?, ?)
+insert or replace into identity values (1, ?, ?, ?, ?, ?, ?, ?)
+
+-- load_source_tables --
+select name, oid, shape from source_table order by name
+
+-- save_source_table --
+insert or replace into source_table values (?, ?, ?)
 
 -- load_collection --
 select fingerprint from collection where name = ?
@@ -191,13 +206,14 @@ where agent = ?1 and collection = ?2 and document_id = ?3 and (commit_lsn, ordin
 
 -- insert_resync --
 insert into resync
-    (table_name, collections, keys, reason, state, snapshot, last_key, rows_done, rows_estimated, started_at, finished_at)
-values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    (table_name, collections, keys, predicate, rewrite, reason, state, snapshot, last_key, rows_done, rows_estimated,
+     started_at, finished_at)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- save_resync --
 update resync set state = ?, snapshot = ?, last_key = ?, rows_done = ?, rows_estimated = ?, finished_at = ? where id = ?
 
 -- resyncs --
-select id, table_name, collections, keys, reason, state, snapshot, last_key, rows_done, rows_estimated, started_at,
+select id, table_name, collections, keys, predicate, rewrite, reason, state, snapshot, last_key, rows_done, rows_estimated, started_at,
        finished_at
 from resync where ?1 = 0 or state = 'running' order by id

@@ -24,6 +24,7 @@ from cdc_agent.ledger.base import (
     NewChunks,
     Resync,
     SourceIdentity,
+    SourceTable,
 )
 from cdc_agent.lsn import Lsn
 from cdc_agent.sqlite_file import open_file
@@ -75,6 +76,14 @@ class SqliteLedger:
     def save_identity(self, identity: SourceIdentity) -> None:
         with self._transaction() as tx:
             tx.execute(_SQL["save_identity"], rows.identity_row(identity))
+
+    def source_tables(self) -> dict[str, SourceTable]:
+        rows_ = self._all(_SQL["load_source_tables"])
+        return {name: SourceTable(name=name, oid=oid, shape=shape) for name, oid, shape in rows_}
+
+    def save_source_table(self, table: SourceTable) -> None:
+        with self._transaction() as tx:
+            tx.execute(_SQL["save_source_table"], (table.name, table.oid, table.shape))
 
     def collection_fingerprint(self, name: str) -> str | None:
         row = self._one(_SQL["load_collection"], (name,))
