@@ -204,6 +204,7 @@ class RenderError(CdcAgentError):
 
 
 class DaemonUnavailable(CdcAgentError):
-    """The command needs the running daemon, and it does not answer."""
+    """The command or request needs the running daemon, and it does not answer or is stopping."""
 
+    retryable = True
     exit_code = EXIT_TRY_AGAIN

@@ -9,7 +9,7 @@ from typing import Any
 import cdc_agent
 from cdc_agent import metrics
 from cdc_agent.daemon.build import Daemon
-from cdc_agent.errors import CdcAgentError, StreamError, UsageError
+from cdc_agent.errors import CdcAgentError, DaemonUnavailable, StreamError, UsageError
 from cdc_agent.health import Problem
 from cdc_agent.ledger.base import DeadLetter, Resync
 from cdc_agent.lsn import Lsn
@@ -39,6 +39,8 @@ class DaemonService:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError
+            if self._daemon.stop.is_set():
+                raise DaemonUnavailable("the daemon is stopping", hint="ask again when it is back")
             # The watermark may be behind only because the server has had no reason to say how far it is.
             self._daemon.capture.hurry()
             self._daemon.indexer.hurry()

@@ -125,6 +125,22 @@ def test_a_commit_that_is_not_reached_in_time_is_a_504(pg: Database, daemon: Dae
     assert_index_equals_table(daemon, pg)
 
 
+def test_who_waits_for_a_commit_is_told_that_the_daemon_stops(pg: Database, daemon: DaemonProcess) -> None:
+    # Given somebody who waits for a commit that is far away, as the daemon knows.
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=60) as waiting:
+        waiting.sendall(b"GET /wait?lsn=FFFF/0&timeout_s=60 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert daemon.get("/healthz").status_code == 200
+
+        # When the daemon is stopped, then it stops at once, and says so to the one who waits.
+        assert daemon.terminate() == 0
+        answer = b"".join(iter(lambda: waiting.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"stopping" in answer
+    assert "Traceback" not in daemon.log
+    daemon.start()
+    assert_index_equals_table(daemon, pg)
+
+
 def test_commands_ask_the_running_daemon(pg: Database, daemon: DaemonProcess) -> None:
     # When a commit is waited for, then the command returns once it is there.
     pg.execute("update articles set title = 'a singular title' where id = 5")
