@@ -74,6 +74,8 @@ class Capture:
 
     ``verify`` is called on every connection, before anything streams, with what the server says it is; it raises
     ``IdentityMismatch`` to refuse. ``expand`` places the rows of a resync.
+    ``hear`` sees every transaction before it is in the stream. ``progressed`` hears how far the server's
+    log is; whoever sets ``reconnect`` wants the connection made anew (and ``verify`` clears it).
     """
 
     def __init__(
@@ -84,16 +86,22 @@ class Capture:
         stream: Stream,
         verify: Callable[[ServerIdentity], None],
         expand: Expand,
+        hear: Callable[[Transaction], None] = lambda _: None,
         health: Health,
         stop: threading.Event,
         backoff: Backoff | None = None,
+        progressed: Callable[[Lsn], None] = lambda _: None,
+        reconnect: threading.Event | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._feed = feed
+        self._progressed = progressed
+        self._reconnect = reconnect or threading.Event()
         self._in_transaction = in_transaction
         self._stream = stream
         self._verify = verify
         self._expand = expand
+        self._hear = hear
         self._health = health
         self._stop = stop
         self._backoff = backoff or Backoff(initial_s=0.1, maximum_s=5.0)
@@ -150,7 +158,7 @@ class Capture:
         log.info("streaming from_lsn=%s", self._stream.position().captured_lsn)
 
     def _read(self) -> None:
-        while not self._stop.is_set():
+        while not self._stop.is_set() and not self._reconnect.is_set():
             self._turned_at = self._clock()
             self._feed.acknowledge(self._durable)
             transactions = self._feed.poll(_POLL_S)
@@ -158,6 +166,7 @@ class Capture:
                 hit("after_recv")
                 self._put(transactions)
             self._advance_idle()
+            self._progressed(max(self._feed.idle_lsn, self._queued_lsn))
 
     def _put(self, transactions: Sequence[Transaction]) -> None:
         """Hand over; while there is no room nothing is read, but status updates go on."""
@@ -255,6 +264,7 @@ class Capture:
         return position
 
     def _expanded(self, tx: Transaction) -> Transaction:
+        self._hear(tx)
         return self._expand(tx) or tx
 
 

@@ -19,7 +19,11 @@ NAMES = (
     "before_append",
     "after_append",
     "idle_advance",
+    "mending_begun",
+    "mending_after_drop",
     "resync_after_slot",
+    "mending_after_stream",
+    "mending_before_ready",
     "resync_before_mark",
     "resync_after_mark",
     "resync_after_append",
@@ -42,6 +46,13 @@ NAMES = (
     "dead_letter",
     "sweep",
     "drain",
+    "migrate_after_begin",
+    "migrate_before_copy",
+    "migrate_after_flip",
+    "migrate_before_rename",
+    "migrate_after_rename",
+    "migrate_after_dropping",
+    "migrate_after_store_drop",
 )
 _ACTIONS = ("kill", "raise", "hang")
 

@@ -10,7 +10,7 @@ from cdc_agent.errors import IdentityMismatch
 from cdc_agent.ledger.base import Ledger, Resync
 from cdc_agent.vectorstore.base import VectorStore
 
-__all__ = ["first_copies", "open_collections"]
+__all__ = ["first_copies", "marker_of", "open_collections"]
 
 
 def open_collections(
@@ -29,12 +29,7 @@ def open_collections(
     """
     wanted: list[Resync] = []
     for name, fingerprint in fingerprints.items():
-        marker: dict[str, MetadataValue] = {
-            "cdc_ledger": ledger.uuid,
-            "cdc_model": model,
-            "cdc_dimensions": dimensions,
-            "cdc_fingerprint": fingerprint,
-        }
+        marker = marker_of(ledger, model=model, dimensions=dimensions, fingerprint=fingerprint)
         found = store.open_collection(name, dimensions=dimensions, marker=marker)
         _check_marker(name, found, ledger.uuid)
         known = ledger.collection_fingerprint(name)
@@ -43,6 +38,16 @@ def open_collections(
         else:
             _check_known(name, known, fingerprint, store, ledger)
     return wanted
+
+
+def marker_of(ledger: Ledger, *, model: str, dimensions: int, fingerprint: str) -> dict[str, MetadataValue]:
+    """What a collection in the store carries, so that it is known whose it is and how it was built."""
+    return {
+        "cdc_ledger": ledger.uuid,
+        "cdc_model": model,
+        "cdc_dimensions": dimensions,
+        "cdc_fingerprint": fingerprint,
+    }
 
 
 def _check_marker(name: str, found: Mapping[str, Any], uuid: str) -> None:
@@ -72,7 +77,7 @@ def _check_known(name: str, known: str, fingerprint: str, store: VectorStore, le
 
 def first_copies(ledger: Ledger, wanted: Sequence[Resync], fingerprints: Mapping[str, str]) -> None:
     """Record the first copies. In this order a crash in between repeats nothing."""
-    running = {name for resync in ledger.resyncs(running_only=True) for name in resync.collections}
+    running = {name for resync in ledger.resyncs() if resync.open for name in resync.collections}
     for resync in wanted:
         name = resync.collections[0]
         if name not in running:

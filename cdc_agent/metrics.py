@@ -65,8 +65,20 @@ DEAD_LETTERED = _counter("dead_lettered", "Documents parked, by reason.", "reaso
 RESYNC_ROWS = _counter("resync_rows", "Rows that resyncs have read.")
 RESYNCS_RUNNING = _gauge("resyncs_running", "Resyncs that are not done.")
 
+# Verify.
+VERIFY_ROWS = _counter("verify_rows", "Rows that audits have compared with the index.")
+VERIFY_DEFECTS = _gauge("verify_defects", "Defects that the last audit found and did not mend, by kind.", "kind")
+
+# Generations.
+GENERATION_PROGRESS = _gauge(
+    "generation_progress", "How much of the first copy of a generation is done, 0 to 1.", "collection", "generation"
+)
+
 # Search.
 SEARCH_SECONDS = _histogram("search_seconds", "Time of one search, embedding of the query included.", _SHORT_S)
+
+# Tables.
+TABLE_CHANGES = _counter("table_changes", "Changes of tables that write no row into the log, by kind.", "difference")
 
 # Identity.
 MISMATCH = _gauge("mismatch", "1 while source, stream, ledger and store do not belong together, by state.", "state")

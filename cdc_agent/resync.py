@@ -23,7 +23,7 @@ import orjson
 
 from cdc_agent import metrics
 from cdc_agent.errors import LedgerFull, RenderError, SourceError
-from cdc_agent.events import Change, Op, Row, Transaction
+from cdc_agent.events import Change, Op, RawRow, Row, Transaction
 from cdc_agent.failpoints import hit
 from cdc_agent.ledger.base import Ledger, Resync
 from cdc_agent.retry import Retrier, Stopping
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 #: Prefix of the logical messages that mark where a page belongs.
 MESSAGE_PREFIX = "cdc_agent.resync"
+#: Keys that are looked for in one statement.
+_KEYS_AT_ONCE = 500
 #: Pages that may be in the stream and not applied yet.
 _PAGES_AHEAD = 2
 #: A page aims at this much work for the indexer, so that live changes do not wait long behind it.
@@ -118,12 +120,16 @@ def _filled(tx: Transaction, page: _Page, truncated: Mapping[int, int]) -> Trans
     )
 
 
-def _size(raw: Sequence[object]) -> int:
-    return sum(len(value) for value in raw if isinstance(value, bytes)) + 50
+def _size(raw: RawRow) -> int:
+    return sum([len(value) for value in raw if isinstance(value, bytes)]) + 50
 
 
 class ResyncRunner:
-    """Works off the running resyncs of the ledger, one after the other; the body of one thread."""
+    """Works off the running resyncs of the ledger; the body of one thread.
+
+    Tables one after the other; some keys do not wait for a table. ``caught_up`` begins to watch for everything that is
+    in the stream by now and returns a question: has it been applied?
+    """
 
     def __init__(
         self,
@@ -131,10 +137,11 @@ class ResyncRunner:
         ledger: Ledger,
         reader: RowReader,
         board: PageBoard,
-        estimated_rows: Callable[[str], int],
+        estimated_rows: Callable[[str, str], int],
         retrier: Retrier,
         stop: threading.Event,
         rows_per_page: int | None = None,
+        caught_up: Callable[[], Callable[[], bool]] = lambda: lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
@@ -144,19 +151,52 @@ class ResyncRunner:
         self._retrier = retrier
         self._stop = stop
         self._rows_per_page = rows_per_page
+        self._caught_up = caught_up
         self._clock = clock
         self._limit = rows_per_page or 32
         self._asked = threading.Condition()
+        #: Resyncs that have begun to read in this life.
+        self._reading: set[int] = set()
+        self._rates: dict[int, float] = {}
 
     def request(self, resync: Resync) -> Resync:
         """Record a resync durably and start on it as soon as the earlier ones are done."""
-        started = self._ledger.start_resync(replace(resync, started_at=time.time()))
+        wanted = replace(resync, started_at=time.time())
+        started = self._retrier.until_done("ledger", lambda: self._ledger.start_resync(wanted), (LedgerFull,))
         self.notify()
         return started
+
+    def pause(self, resync_id: int) -> bool:
+        """Read no more until ``resume``; False when it is not running. What was read is applied still."""
+        return self._ledger.move_resync(resync_id, "paused", only=["running"])
+
+    def resume(self, resync_id: int) -> bool:
+        """Go on where it was; False when it is neither paused nor failed."""
+        moved = self._ledger.move_resync(resync_id, "running", only=["paused", "failed"])
+        self.notify()
+        return moved
+
+    def cancel(self, resync_id: int) -> bool:
+        """End it where it is; False when it has ended. What was read is applied still, nothing is swept out."""
+        return self._ledger.move_resync(resync_id, "cancelled", only=["running", "paused", "failed"], at=time.time())
+
+    def request_once(self, resync: Resync) -> Resync:
+        """Like ``request``, unless a whole resync of these collections waits that has not begun to read."""
+        with self._asked:
+            for waiting in self._ledger.resyncs(running_only=True):
+                whole = not waiting.keys and not waiting.predicate and waiting.snapshot is None
+                covers = waiting.table == resync.table and set(resync.collections) <= set(waiting.collections)
+                if whole and covers and waiting.rewrite >= resync.rewrite and waiting.id not in self._reading:
+                    return waiting
+            return self.request(resync)
 
     def notify(self) -> None:
         with self._asked:
             self._asked.notify_all()
+
+    def rate(self, resync_id: int) -> float | None:
+        """Rows a second that it makes at the moment."""
+        return self._rates.get(resync_id)
 
     def run(self) -> None:
         try:
@@ -164,7 +204,7 @@ class ResyncRunner:
                 running = self._ledger.resyncs(running_only=True)
                 metrics.RESYNCS_RUNNING.set(len(running))
                 if running:
-                    self._work(running[0])
+                    self._work(min(running, key=lambda r: (not r.keys, r.id)))
                 else:
                     with self._asked:
                         self._asked.wait(1.0)
@@ -172,6 +212,7 @@ class ResyncRunner:
             log.debug("resync stopped")
 
     def _work(self, resync: Resync) -> None:
+        resync = self._begun_before(resync)
         log.info("resync starts id=%d table=%s after_key=%s", resync.id, resync.table, resync.last_key is not None)
         try:
             if resync.keys:
@@ -181,16 +222,29 @@ class ResyncRunner:
         except (RenderError, SourceError) as exc:
             # What can be tried again was: this table, or these keys, will never be read.
             log.error("resync given up id=%d error=%s", resync.id, exc.message)
-            self._save(replace(resync, state="failed", finished_at=time.time()))
+            self._save(replace(resync, state="failed", finished_at=time.time(), error=exc.message))
             return
         self._await_applied(resync, lambda found: found is None)
+        self._rates.pop(resync.id, None)
+
+    def _begun_before(self, resync: Resync) -> Resync:
+        """Pages of an earlier life or of before a pause may still wait in the stream: go on after them."""
+        if resync.snapshot is None and resync.last_key is None:
+            return resync
+        applied = self._caught_up()
+        while not applied():
+            if self._stop.wait(0.01):
+                raise Stopping
+        return self._ledger.resync(resync.id) or resync
 
     def _begun(self, resync: Resync) -> Resync:
         """Remember the snapshot of the beginning: what it saw and the resync never meets is gone from the table."""
         if resync.snapshot is not None:
             return resync
-        first = self._page(resync.table, None, 0)
-        estimated = self._read(lambda: self._estimated_rows(resync.table))
+        with self._asked:
+            self._reading.add(resync.id)
+        first = self._page(resync, None, 0)
+        estimated = self._read(lambda: self._estimated_rows(resync.table, resync.predicate))
         begun = replace(resync, snapshot=first.snapshot, rows_estimated=estimated)
         self._save(begun)
         return begun
@@ -198,12 +252,17 @@ class ResyncRunner:
     def _save(self, resync: Resync) -> None:
         self._retrier.until_done("ledger", lambda: self._ledger.save_resync(resync), (LedgerFull,))
 
+    def _goes_on(self, resync: Resync) -> bool:
+        """Whether nobody paused or cancelled it."""
+        found = self._ledger.resync(resync.id)
+        return found is not None and found.state == "running"
+
     def _table(self, resync: Resync) -> None:
         after, done = resync.last_key, resync.rows_done
         marks: list[tuple[int, float]] = []
-        while True:
+        while self._goes_on(resync):
             limit = self._limit
-            rows = self._page(resync.table, after, limit)
+            rows = self._page(resync, after, limit)
             done += len(rows.rows)
             finished = len(rows.rows) < limit
             after = Row(rows.relations[-1], rows.rows[-1]).key() if rows.rows else after
@@ -215,17 +274,35 @@ class ResyncRunner:
                 return
             marks.append((done, self._clock()))
             self._keep_pace(resync, marks)
+            self._let_keys_pass()
 
-    def _page(self, table: str, after: tuple[str, ...] | None, limit: int) -> RowSet:
-        request = TableRows(table=table, after_key=after, limit=limit)
+    def _let_keys_pass(self) -> None:
+        """A few keys do not wait for a whole table."""
+        for resync in self._ledger.resyncs(running_only=True):
+            if resync.keys:
+                self._work(resync)
+
+    def _page(self, resync: Resync, after: tuple[str, ...] | None, limit: int) -> RowSet:
+        request = TableRows(table=resync.table, after_key=after, limit=limit, predicate=resync.predicate)
         return self._read(lambda: self._reader.page(request))
 
     def _keys(self, resync: Resync) -> None:
-        rows = self._read(lambda: self._reader.by_key(resync.table, resync.keys))
+        keys = list(dict.fromkeys(resync.keys))
+        begin = keys.index(resync.last_key) + 1 if resync.last_key in keys else 0
+        done = resync.rows_done
+        while self._goes_on(resync) and begin < len(keys):
+            part = keys[begin : begin + _KEYS_AT_ONCE]
+            begin += len(part)
+            done += self._some_keys(resync, part, done, last=begin >= len(keys))
+
+    def _some_keys(self, resync: Resync, keys: Sequence[tuple[str, ...]], done: int, *, last: bool) -> int:
+        rows = self._read(lambda: self._reader.by_key(resync.table, keys))
         found = {Row(relation, raw).key() for relation, raw in zip(rows.relations, rows.rows, strict=True)}
-        absent = [key for key in resync.keys if key not in found]
-        body = {"last_key": None, "rows_done": len(rows.rows), "done": True, "absent": absent}
+        absent = [key for key in keys if key not in found]
+        body = {"last_key": keys[-1], "rows_done": done + len(rows.rows), "done": last, "absent": absent}
         self._place(resync, rows, body)
+        metrics.RESYNC_ROWS.inc(len(rows.rows))
+        return len(rows.rows)
 
     def _place(self, resync: Resync, rows: RowSet, body: Mapping[str, object]) -> None:
         """Write the mark and wait until the page is in the stream."""
@@ -251,14 +328,19 @@ class ResyncRunner:
             return
         done, since = marks.pop(0)
         self._await_applied(resync, lambda found: found is None or found.rows_done >= done)
+        rows = (marks[0][0] - done) if marks else self._limit
+        per_s = rows / max(self._clock() - since, 0.001)
+        before = self._rates.get(resync.id, per_s)
+        self._rates[resync.id] = 0.8 * before + 0.2 * per_s
         if self._rows_per_page is None:
-            rows = (marks[0][0] - done) if marks else self._limit
-            per_s = rows / max(self._clock() - since, 0.001)
             self._limit = max(_MIN_ROWS, min(_MAX_ROWS, int(per_s * _PAGE_S), self._limit * 2))
 
     def _await_applied(self, resync: Resync, reached: Callable[[Resync | None], bool]) -> None:
         """Wait for the indexer. Looks at the local ledger a few times a second; the source is not asked."""
-        while not reached(next((r for r in self._ledger.resyncs(running_only=True) if r.id == resync.id), None)):
+        while True:
+            found = self._ledger.resync(resync.id)
+            if reached(found if found is not None and found.state == "running" else None):
+                return
             if self._stop.wait(0.01):
                 raise Stopping
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,8 @@ class HitSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchHit:
-    """One chunk. ``score`` is cosine similarity; ``metadata`` holds the configured columns only."""
+    """One chunk. ``score`` is cosine similarity; ``metadata`` holds the configured columns only. ``stale``: the row has
+    a newer version that could not be indexed (a dead letter), so this is an older one."""
 
     id: str
     document_id: str
@@ -53,6 +54,7 @@ class SearchHit:
     score: float
     metadata: Mapping[str, Any]
     source: HitSource
+    stale: bool = False
 
 
 class Searcher:
@@ -85,7 +87,9 @@ class Searcher:
         wanted = condition(where, self._columns.get(collection)) if where else None
         with metrics.SEARCH_SECONDS.time():
             vector = _embed(embedder, query)
-            return [_search_hit(hit) for hit in self._live_hits(collection, vector, k, wanted)]
+            hits = [_search_hit(hit) for hit in self._live_hits(collection, vector, k, wanted)]
+            parked = self._ledger.parked(collection, {hit.document_id for hit in hits})
+            return [replace(hit, stale=True) if hit.document_id in parked else hit for hit in hits]
 
     def _embedder(self, collection: str) -> Embedder:
         try:

@@ -45,6 +45,8 @@ class Pending:
     from_resync: bool = False
     #: Nothing but one insert is known of the document.
     born: bool = False
+    #: Every chunk gets a new id, also where nothing changed: a resync was told so.
+    rewrite: bool = False
 
     @property
     def was_live(self) -> bool:
@@ -68,12 +70,12 @@ class Fold:
     resume: Callable[[str], Pending | None] = lambda _: None
     pending: dict[str, Pending] = field(default_factory=dict)
 
-    def change(self, event: ChangeEvent, *, epoch: int = 0) -> None:
-        """Fold one event of this collection's table. ``epoch`` names the resync of a read."""
+    def change(self, event: ChangeEvent, *, epoch: int = 0, rewrite: bool = False) -> None:
+        """Fold one event of this collection's table. ``epoch`` names the resync of a read, ``rewrite`` is its own."""
         if event.op is Op.TRUNCATE:
             self._truncate(event)
         elif event.op is Op.READ:
-            self._read(event, epoch)
+            self._read(event, epoch, rewrite)
         elif event.op is Op.DELETE:
             self._delete(event, _key(event.before))
         else:
@@ -114,13 +116,14 @@ class Fold:
             pending.row = None
         return pending
 
-    def _read(self, event: ChangeEvent, epoch: int) -> None:
+    def _read(self, event: ChangeEvent, epoch: int, rewrite: bool) -> None:
         """A row that a resync read: wins unless the index already knows something that the read did not see."""
         key = _key(event.after)
         if key is None or event.snapshot is None:
             return
         pending = self._at(key, event)
         pending.epoch = max(pending.epoch, epoch)
+        pending.rewrite = pending.rewrite or rewrite
         snapshot = Snapshot.parse(event.snapshot)
         known_later = pending.snapshot is not None and not snapshot.not_before(Snapshot.parse(pending.snapshot))
         if known_later or not snapshot.sees(pending.xid):
@@ -190,6 +193,7 @@ class Fold:
             relation_oid=base.relation_oid if base else 0,
             snapshot=base.snapshot if base else None,
             epoch=base.epoch if base else 0,
+            commit_ts_us=event.commit_ts_us,
             first_commit_ts_us=event.commit_ts_us,
         )
 

@@ -8,14 +8,17 @@ away and made again from the last checkpoint.
 
 from __future__ import annotations
 
+import functools
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from cdc_agent import metrics
-from cdc_agent.agents.batch import BatchFolder, Folded
+from cdc_agent.agents.backlog import Backlog
+from cdc_agent.agents.batch import BatchFolder, Folded, Step, split
 from cdc_agent.agents.folding import Pending
 from cdc_agent.agents.inflight import InFlight
 from cdc_agent.agents.pacing import Deferred, Pacer
@@ -25,7 +28,8 @@ from cdc_agent.agents.rereading import reread
 from cdc_agent.agents.vectors import Vectorizer
 from cdc_agent.agents.watermark import Watermark
 from cdc_agent.agents.writing import IndexWriter, PlanAgainError, Prepared, TaintedError
-from cdc_agent.errors import CdcAgentError, LedgerFull, RenderError, StreamFull
+from cdc_agent.errors import CdcAgentError, LedgerFull, RenderError, StoreUnavailable, StreamFull, VectorStoreError
+from cdc_agent.events import ChangeEvent
 from cdc_agent.failpoints import hit
 from cdc_agent.ledger.base import Checkpoint, DeadLetter, Ledger, Resync
 from cdc_agent.lsn import Lsn
@@ -33,22 +37,39 @@ from cdc_agent.retry import Retrier, Stopping
 from cdc_agent.snapshot import Snapshot
 from cdc_agent.source.base import RowReader
 from cdc_agent.stream.base import Batch, Stream
+from cdc_agent.vectorstore.records import CollectionDamaged, CollectionMissing
 
 __all__ = ["AGENT", "Indexer"]
 
 log = logging.getLogger(__name__)
 
-#: The indexer's name as a consumer of the stream.
+#: The indexer's name as a consumer of the stream; those of later generations have names of their own.
 AGENT = "indexer"
 #: Chunks to embed that one batch aims at: enough to fill the model's batches, few enough to be searchable soon.
 _TARGET_CHUNKS = 64
 _MIN_EVENTS, _MAX_EVENTS = 16, 4_000
 #: How long a read waits for something new; a signal ends it at once.
 _READ_WAIT_S = 1.0
+#: How long it waits for changes while a portion of a resync is being written.
+_LOOK_OUT_S = 0.003
+#: Rows of a resync that are taken at a time when something waits for all of them.
+_WIDE_PORTION = 500
 #: Seconds between looks for ids that nothing names.
 _SWEEP_INTERVAL_S = 3600.0
 #: Garbage is collected at the latest after this many batches.
 _GARBAGE_EVERY = 8
+
+
+class Mender(Protocol):
+    """Builds a collection again in the store. Called by the thread that writes it."""
+
+    def mend(self, found: VectorStoreError) -> None:
+        """A write found it missing or damaged. Raises what is not to be mended."""
+        ...
+
+    def mend_if_needed(self, name: str) -> bool:
+        """Somebody found it to be wrong. True if it was built again."""
+        ...
 
 
 class Indexer:
@@ -67,9 +88,14 @@ class Indexer:
         planner_retrier: Retrier,
         writer_retrier: Retrier,
         stop: threading.Event,
+        mender: Mender | None = None,
+        agent: str = AGENT,
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._agent = agent
+        self._mender = mender
+        self._suspects: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stream = stream
         self._ledger = ledger
         self._writer = writer
@@ -94,11 +120,15 @@ class Indexer:
             waiting=self._deferred.places,
             wall_clock=wall_clock,
         )
+        self._backlog = Backlog(clock)
+        #: How long the last write of changes took, and of a portion of reads.
+        self._write_s = {False: 0.0, True: 0.0}
+        self._released = -1
         self._held: dict[tuple[str, str], Checkpoint] = {}
         self._handoff: queue.Queue[tuple[int, Prepared]] = queue.Queue(maxsize=1)
         self._failed: CdcAgentError | None = None
         self._limit = _TARGET_CHUNKS
-        checkpoint = ledger.checkpoint(AGENT)
+        checkpoint = ledger.checkpoint(agent)
         self._next = checkpoint
         self.watermark = Watermark(checkpoint.offset, checkpoint.applied_lsn)
 
@@ -110,10 +140,14 @@ class Indexer:
             while not self._stop.is_set():
                 if self._failed is not None:
                     self._start_over()
-                wait_s = self._deferred.due_in_s(_READ_WAIT_S)
-                self._take(self._stream.read(self._next.offset, limit=self._limit, wait_s=wait_s))
+                self._turn()
         except Stopping:
             log.debug("planner stopped")
+
+    def follow(self, oids: Mapping[str, int]) -> None:
+        """From now on the rows of these tables come under these oids. Called before any such row is captured."""
+        for table, oid in oids.items():
+            self._folder.follow(table, oid)
 
     def hurry(self) -> None:
         """Somebody waits for the watermark: nothing is put off any longer."""
@@ -130,31 +164,97 @@ class Indexer:
         if failed is not None and not failed.retryable:
             raise failed
         self._deferred.clear()
-        self._next = self._ledger.checkpoint(AGENT)
+        self._backlog.clear()
+        self._next = self._ledger.checkpoint(self._agent)
 
-    def _take(self, batch: Batch) -> None:
-        checkpoint = Checkpoint(
-            offset=batch.next_offset, applied_lsn=max(self._next.applied_lsn, Lsn(batch.applied_lsn))
-        )
+    def _turn(self) -> None:
+        """Live changes first; then a portion of the rows that a resync read."""
+        wait_s = self._deferred.due_in_s(_READ_WAIT_S)
+        if self._backlog:
+            # With changes about, the next portion waits until the last one is written, and looks out meanwhile.
+            wait_s = 0.0 if self._may_work_off() else _LOOK_OUT_S
+        self._read_ahead(wait_s)
+        if self._backlog and self._failed is None and self._may_work_off():
+            self._work_off(self._backlog.portion.size)
+
+    def _may_work_off(self) -> bool:
+        return not self._backlog.lively or self._in_flight.empty or self._backlog.starved
+
+    def _read_ahead(self, wait_s: float) -> None:
+        """Read on through the pages of a resync, until there are changes or nothing more."""
+        while self._failed is None and not self._backlog.full:
+            batch = self._stream.read(self._next.offset, limit=self._limit, wait_s=wait_s)
+            changed = self._take(batch)
+            if changed or batch.next_offset >= batch.head_offset:
+                return
+            wait_s = 0.0
+
+    def _take(self, batch: Batch) -> bool:
+        """Deal with a batch, but for reads, which join the backlog; whether there was more than those."""
+        reached = Checkpoint(offset=batch.next_offset, applied_lsn=max(self._next.applied_lsn, Lsn(batch.applied_lsn)))
         due = self._deferred.take_due()
         self._held = {place: entry.held for place, entry in due.items()}
-        if batch.events or due:
+        waited = {place: entry.pending for place, entry in due.items()}
+        steps, rest = split(batch.events)
+        if waited and (not steps or steps[0].wide is not None):
+            steps.insert(0, Step())
+        for step in steps:
             hit("after_read")
-            waited = {place: entry.pending for place, entry in due.items()}
-            folded = self._folder.fold(batch.events, waited)
-            self._hand_over(self._prepare(folded, len(batch.events), checkpoint, frozenset(due)))
-        elif checkpoint != self._next:
-            self._move_on(checkpoint)
-        self._next = checkpoint
+            self._put_back(step.reads)
+            last = step is steps[-1]
+            if step.wide is not None:
+                self._take_wide(step.wide, rest if last else (), reached if last else self._next)
+                continue
+            self._put_back(rest if last else ())
+            began = self._clock()
+            folded = self._folder.fold(step.changes, waited if step is steps[0] else {})
+            prepared = self._prepare(folded, reached if last else self._next, frozenset(waited))
+            self._limit = self._adapted(len(step.changes), prepared)
+            self._backlog.changed(self._clock() - began + self._write_s[False])
+            self._hand_over(prepared)
+        if not steps:
+            self._put_back(rest)
+            if reached != self._next:
+                self._move_on(reached)
+        self._next = reached
+        return bool(steps)
+
+    def _put_back(self, reads: Sequence[ChangeEvent]) -> None:
+        self._backlog.add(reads, self._next.applied_lsn)
+
+    def _take_wide(self, event: ChangeEvent, rest: Sequence[ChangeEvent], reached: Checkpoint) -> None:
+        """An event that concerns any number of documents, page by page. What was read before it goes before it."""
+        while self._backlog and self._failed is None:
+            self._work_off(_WIDE_PORTION)
+        self._put_back(rest)
+        for folded, last in self._folder.fold_wide(event):
+            if self._failed is not None:
+                return
+            self._hand_over(self._prepare(folded, reached if last else self._next, frozenset()))
+
+    def _work_off(self, most: int) -> None:
+        """Index a portion of the rows that a resync read."""
+        hit("after_read")
+        began = self._clock()
+        self._held = {}
+        events = self._backlog.take(most)
+        prepared = self._prepare(self._folder.fold(events, {}), self._next, frozenset())
+        prepared.reads = True
+        self._backlog.worked(len(events), _new_chunks(prepared), self._clock() - began + self._write_s[True])
+        self._hand_over(prepared)
+
+    def _safe(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The newest checkpoint that is before everything that waits."""
+        return self._backlog.safe(self._deferred.safe(checkpoint))
 
     def _move_on(self, checkpoint: Checkpoint) -> None:
         """Nothing concerned us, and the source is further."""
-        safe = self._deferred.safe(checkpoint)
+        safe, live = self._safe(checkpoint), self._deferred.safe(checkpoint)
         # Asked in this order: a batch that was given up leaves the air only after it is known to have failed.
         if self._in_flight.empty and self._failed is None:
-            self.watermark.advance(safe.offset, safe.applied_lsn)
+            self.watermark.advance(safe.offset, live.applied_lsn)
         else:
-            self._hand_over(Prepared(checkpoint=safe))
+            self._hand_over(Prepared(checkpoint=safe, live_lsn=live.applied_lsn))
 
     def _resumed(self, collection: str, document_id: str) -> Pending | None:
         """A document that was put off changes again."""
@@ -164,9 +264,7 @@ class Indexer:
         self._held[collection, document_id] = entry.held
         return entry.pending
 
-    def _prepare(
-        self, folded: Folded, events: int, checkpoint: Checkpoint, due: frozenset[tuple[str, str]]
-    ) -> Prepared:
+    def _prepare(self, folded: Folded, checkpoint: Checkpoint, due: frozenset[tuple[str, str]]) -> Prepared:
         folds, resyncs = folded.folds, folded.resyncs
         letters: list[DeadLetter] = []
         plans: list[Plan] = []
@@ -181,7 +279,6 @@ class Indexer:
         parked = {(letter.collection, letter.document_id) for letter in letters}
         plans = [p for p in plans if (p.collection, p.pending.document_id) not in parked]
         hit("after_embed")
-        self._adapt(events, sum(len(p.new) for p in plans))
         _count(plans)
         if letters:
             hit("dead_letter")
@@ -189,11 +286,12 @@ class Indexer:
             plans,
             vectors,
             fresh,
-            checkpoint=self._deferred.safe(checkpoint),
+            checkpoint=self._safe(checkpoint),
             retrier=self._planner_retrier,
             letters=letters,
             resyncs=list(resyncs.values()),
         )
+        prepared.live_lsn = self._deferred.safe(checkpoint).applied_lsn
         kept = [still_indexed(folds[name].pending[document]) for name, document in sorted(parked)]
         prepared.manifests += [manifest for manifest in kept if manifest is not None]
         return prepared
@@ -208,7 +306,7 @@ class Indexer:
         try:
             reread(collection.table, wanted, self._row_reader, self._planner_retrier)
         except RenderError as exc:
-            letters += [dead_letter(AGENT, collection, p, "render", exc, 1) for p in wanted]
+            letters += [dead_letter(self._agent, collection, p, "render", exc, 1) for p in wanted]
             return [p for p in pending if p not in wanted]
         metrics.REREAD_ROWS.inc(len(wanted))
         hit("after_reread")
@@ -218,29 +316,30 @@ class Indexer:
         try:
             made = plan(collection, pending, tainted=self._writer.tainted(pending.base))
             # A row that is new and does not match was never here: no tombstone is needed to keep it out.
-            return None if made.deleted and pending.born else made
+            new = pending.born or (pending.base is None and pending.from_resync)
+            return None if made.deleted and new else made
         except RenderError as exc:
-            letters.append(dead_letter(AGENT, collection, pending, "render", exc, 1))
+            letters.append(dead_letter(self._agent, collection, pending, "render", exc, 1))
             return None
 
     def _put_off(self, made: Plan, due: frozenset[tuple[str, str]]) -> bool:
         """Whether a document that changes again and again waits a little before it is embedded once more."""
         place = (made.collection, made.pending.document_id)
-        if not made.new or made.pending.from_resync or place in due or self._deferred.urgent:
+        read = made.pending.from_resync or made.pending.rewrite
+        if not made.new or read or place in due or self._deferred.urgent:
             return False
         wait_s = self._pacer.wait_s(place)
         if wait_s > 0:
             self._deferred.add(place, made.pending, wait_s, self._held.get(place, self._next))
         return wait_s > 0
 
-    def _adapt(self, events: int, chunks: int) -> None:
+    def _adapted(self, events: int, prepared: Prepared) -> int:
         """Aim at batches of about ``_TARGET_CHUNKS`` new chunks, whatever the rows look like."""
-        per_event = max(chunks / max(events, 1), _TARGET_CHUNKS / _MAX_EVENTS)
-        wanted = int(_TARGET_CHUNKS / per_event)
-        self._limit = max(_MIN_EVENTS, min(_MAX_EVENTS, wanted, self._limit * 4))
+        per_event = max(_new_chunks(prepared) / max(events, 1), _TARGET_CHUNKS / _MAX_EVENTS)
+        return max(_MIN_EVENTS, min(_MAX_EVENTS, int(_TARGET_CHUNKS / per_event), self._limit * 4))
 
     def _hand_over(self, prepared: Prepared) -> None:
-        number = self._in_flight.begin(prepared.manifests)
+        number = self._in_flight.begin([*prepared.manifests, *prepared.same])
         while not self._stop.is_set():
             try:
                 self._handoff.put((number, prepared), timeout=0.5)
@@ -254,27 +353,66 @@ class Indexer:
     def run_writer(self) -> None:
         """Write what is handed over, in order; until stopped. Raises what cannot be retried."""
         try:
-            self._sweep()
-            self._collect(0)
+            self._healing(self._sweep)
+            self._healing(self._collect)
             since_garbage = 0
             while not self._stop.is_set():
+                self._mend_suspects()
                 try:
                     number, prepared = self._handoff.get(timeout=0.5)
                 except queue.Empty:
                     if self._clock() >= self._next_sweep:
-                        self._sweep()
+                        self._healing(self._sweep)
                     continue
                 self._write(number, prepared)
-                since_garbage = self._collect(since_garbage + 1)
+                since_garbage += 1
+                # When there is nothing more urgent, or when it has waited long enough.
+                if self._handoff.empty() or since_garbage >= _GARBAGE_EVERY:
+                    self._healing(self._collect)
+                    since_garbage = 0
         except Stopping:
             log.debug("writer stopped")
 
     def _sweep(self) -> None:
         """Remove what landed late; when idle, because it reads every id."""
         self._writer.sweep(self._writer_retrier)
+        self._prune_vectors()
         self._next_sweep = self._clock() + _SWEEP_INTERVAL_S
 
+    def rebuild(self, collection: str) -> None:
+        """Somebody found a collection in the store to be wrong: the writer looks itself, and mends."""
+        self._suspects.put(collection)
+
+    def _mend_suspects(self) -> None:
+        while self._mender is not None and not self._suspects.empty():
+            suspect = self._suspects.get_nowait()
+            if self._writer_retrier.until_done(
+                "vectorstore", functools.partial(self._mender.mend_if_needed, suspect), (StoreUnavailable, LedgerFull)
+            ):
+                self._failed = PlanAgainError("a collection was built again in the store")
+
+    def _healing(self, act: Callable[[], None]) -> None:
+        """Do something to the store; where a collection turns out to be lost it is built again, and everything that
+        is in flight was planned on chunks that are no more."""
+        try:
+            act()
+        except (CollectionMissing, CollectionDamaged) as exc:
+            if self._mender is None:
+                raise
+            self._writer_retrier.until_done(
+                "vectorstore", functools.partial(self._mender.mend, exc), (StoreUnavailable, LedgerFull)
+            )
+            self._failed = PlanAgainError("a collection was built again in the store")
+
     def _write(self, number: int, prepared: Prepared) -> None:
+        began = self._clock()
+        try:
+            self._healing(lambda: self._write_planned(prepared))
+        finally:
+            self._in_flight.settle(number)
+            self._write_s[prepared.reads] = self._clock() - began
+
+    def _write_planned(self, prepared: Prepared) -> None:
         try:
             if self._failed is None:
                 as_planned = self._write_one(prepared)
@@ -285,8 +423,6 @@ class Indexer:
             log.warning("planning again error=%s", exc.message)
             self._failed = exc
             self._wait_for_store(exc)
-        finally:
-            self._in_flight.settle(number)
 
     def _write_one(self, prepared: Prepared) -> bool:
         if not prepared.empty or prepared.checkpoint.offset > self.watermark.offset:
@@ -298,8 +434,12 @@ class Indexer:
 
     def _finish(self, prepared: Prepared) -> None:
         checkpoint = prepared.checkpoint
-        self.watermark.advance(checkpoint.offset, checkpoint.applied_lsn)
-        self._writer_retrier.until_done("stream", lambda: self._stream.release(AGENT, checkpoint.offset), (StreamFull,))
+        self.watermark.advance(checkpoint.offset, max(checkpoint.applied_lsn, prepared.live_lsn))
+        if checkpoint.offset > self._released:
+            self._released = checkpoint.offset
+            self._writer_retrier.until_done(
+                "stream", lambda: self._stream.release(self._agent, checkpoint.offset), (StreamFull,)
+            )
         now = self._wall_clock()
         for made in prepared.plans:
             if made.pending.touched and not made.pending.from_resync:
@@ -313,6 +453,7 @@ class Indexer:
             if resync.state == "done":
                 log.info("resync done id=%d table=%s rows=%d", resync.id, resync.table, resync.rows_done)
                 self._prune(resync, checkpoint)
+                self._prune_vectors()
                 hit("resync_done")
 
     def _prune(self, resync: Resync, checkpoint: Checkpoint) -> None:
@@ -329,16 +470,19 @@ class Indexer:
                 (LedgerFull,),
             )
 
-    def _collect(self, since: int) -> int:
-        """Collect garbage when there is nothing more urgent, or when it has waited long enough."""
-        if self._handoff.empty() or since >= _GARBAGE_EVERY:
-            self._writer.collect_garbage(self._writer_retrier)
-            return 0
-        return since
+    def _collect(self) -> None:
+        self._writer.collect_garbage(self._writer_retrier)
+
+    def _prune_vectors(self) -> None:
+        """Vectors that belong to nobody go, once no resync may still want them."""
+        if not any(resync.open for resync in self._ledger.resyncs()):
+            self._writer_retrier.until_done("ledger", self._ledger.prune_vectors, (LedgerFull,))
+
+
+def _new_chunks(prepared: Prepared) -> int:
+    return sum(len(made.new) for made in prepared.plans)
 
 
 def _count(plans: Sequence[Plan]) -> None:
-    for made in plans:
-        metrics.METADATA_UPDATES.inc(len(made.moved))
-        if made.pending.touched and not made.deleted:
-            metrics.CHUNKS_UNCHANGED.inc(len(made.kept))
+    metrics.METADATA_UPDATES.inc(sum(len(made.moved) for made in plans))
+    metrics.CHUNKS_UNCHANGED.inc(sum(len(made.kept) for made in plans if made.pending.touched and not made.deleted))

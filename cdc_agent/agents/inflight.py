@@ -49,6 +49,11 @@ class InFlight:
             found = self._manifests.get((collection, document_id))
         return found[1] if found else None
 
+    def manifests(self, collection: str, documents: Iterable[str]) -> dict[str, Manifest]:
+        with self._settled:
+            places = ((document, self._manifests.get((collection, document))) for document in documents)
+            return {document: found[1] for document, found in places if found is not None}
+
     def live(self, collection: str) -> list[Manifest]:
         with self._settled:
             return [m for _, m in self._manifests.values() if m.collection == collection and not m.deleted]

@@ -23,7 +23,7 @@ from cdc_agent.events import UNCHANGED, Row
 from cdc_agent.ledger.base import ChunkRef, Manifest
 from cdc_agent.values import FLOAT_OIDS
 
-__all__ = ["Collection", "Plan", "needs_row", "plan"]
+__all__ = ["Collection", "Expected", "Plan", "expected", "needs_row", "plan"]
 
 #: Bytes of one text column's hash in a manifest.
 _COLUMN_HASH_BYTES = 8
@@ -47,6 +47,15 @@ class Collection:
         return self.spec.qualified_table
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What the index must hold of one row, apart from the vectors: the hashes of its chunks in order, and metadata."""
+
+    hashes: Sequence[bytes]
+    metadata: Mapping[str, MetadataValue]
+    metadata_hash: bytes
+
+
 @dataclass(slots=True, kw_only=True)
 class Plan:
     """What will be written for one document.
@@ -67,6 +76,8 @@ class Plan:
     moved: Mapping[str, Mapping[str, MetadataValue]] = field(default_factory=dict)
     metadata_hash: bytes = b""
     column_hashes: bytes = b""
+    #: The chunks are those that the document has.
+    same: bool = False
 
     @property
     def writes(self) -> bool:
@@ -75,16 +86,20 @@ class Plan:
 
     def manifest(self, new_ids: Sequence[str]) -> Manifest:
         """The manifest once the new chunks have ids."""
-        ids = dict(self.kept)
-        ids.update(zip(self.new, new_ids, strict=True))
         p = self.pending
+        if self.same and p.base is not None:
+            chunks = p.base.chunks
+        else:
+            ids = dict(self.kept)
+            ids.update(zip(self.new, new_ids, strict=True))
+            chunks = tuple(ChunkRef(ids[i], digest) for i, digest in enumerate(self.hashes))
         return Manifest(
             collection=self.collection,
             document_id=p.document_id,
             version=p.version,
             xid=p.xid,
             relation_oid=p.relation_oid,
-            chunks=tuple(ChunkRef(ids[i], digest) for i, digest in enumerate(self.hashes)),
+            chunks=chunks,
             column_hashes=self.column_hashes,
             metadata_hash=self.metadata_hash,
             snapshot=p.snapshot,
@@ -99,16 +114,33 @@ def needs_row(collection: Collection, pending: Pending, *, tainted: bool) -> boo
     ``tainted`` forces a whole rendering (see ``writing``).
     """
     row = pending.row
+    if pending.rewrite and not pending.touched:
+        # The read was older than what the index knows, so it is written anew from a read that is not.
+        return pending.was_live
     if row is None or not pending.touched:
         return False
     spec = collection.spec
+    if UNCHANGED not in row.raw:
+        return False
     missing = {name for name in spec.needed_columns if _raw(row, name) is UNCHANGED}
     if not missing:
         return False
     # A float or numeric that was not sent may be one that the plugin cannot express.
     unsaid = {name for name in missing if row.relation.columns[row.relation.index[name]].type_oid in FLOAT_OIDS}
     beyond_text = missing - set(spec.text_columns) | missing & set(spec.metadata) | missing & _predicate(spec) | unsaid
-    return tainted or bool(beyond_text) or not _text_unchanged(collection, pending, row)
+    return tainted or pending.rewrite or bool(beyond_text) or not _text_unchanged(collection, pending, row)
+
+
+def expected(collection: Collection, row: Row) -> Expected | None:
+    """What ``plan`` makes of a whole row; None when the row does not belong to the collection.
+
+    Raises ``RenderError``.
+    """
+    if not _matches(collection, row):
+        return None
+    metadata = collection.spec.metadata_of(row)
+    texts = collection.chunk(collection.spec.template.render(row))
+    return Expected(hashes=[text_hash(text) for text in texts], metadata=metadata, metadata_hash=_hash_of(metadata))
 
 
 def plan(collection: Collection, pending: Pending, *, tainted: frozenset[str] = frozenset()) -> Plan:
@@ -124,10 +156,20 @@ def plan(collection: Collection, pending: Pending, *, tainted: frozenset[str] = 
     hashes = _column_hashes(collection, row)
     metadata = collection.spec.metadata_of(row)
     metadata_hash = _hash_of(metadata)
-    if any(_raw(row, name) is UNCHANGED for name in collection.spec.text_columns):
+    if UNCHANGED in row.raw and any(_raw(row, name) is UNCHANGED for name in collection.spec.text_columns):
         return _same_text(collection, pending, metadata, metadata_hash)
+    if not tainted and _is_indexed(pending, hashes, metadata_hash):
+        return _untouched(collection, pending)
     texts = collection.chunk(collection.spec.template.render(row))
     return _new_text(collection, pending, texts, metadata, metadata_hash, hashes, tainted)
+
+
+def _is_indexed(pending: Pending, column_hashes: bytes, metadata_hash: bytes) -> bool:
+    """Whether the index was made of these values: then it need not be made again to be compared."""
+    base = pending.base
+    if base is None or base.deleted or pending.rewrite:
+        return False
+    return base.column_hashes == column_hashes and base.metadata_hash == metadata_hash
 
 
 def _untouched(collection: Collection, pending: Pending) -> Plan:
@@ -143,6 +185,7 @@ def _untouched(collection: Collection, pending: Pending) -> Plan:
         kept={i: chunk.id for i, chunk in enumerate(base.chunks)},
         metadata_hash=base.metadata_hash,
         column_hashes=base.column_hashes,
+        same=True,
     )
 
 
@@ -177,7 +220,8 @@ def _new_text(
     tainted: frozenset[str],
 ) -> Plan:
     base = pending.base if pending.was_live else None
-    old = [(c.id, c.text_hash) for c in base.chunks if c.id not in tainted] if base else []
+    kept = base.chunks if base is not None and not pending.rewrite else ()
+    old = [(c.id, c.text_hash) for c in kept if c.id not in tainted]
     diff = diff_chunks(old, texts)
     places = {c.id: i for i, c in enumerate(base.chunks)} if base else {}
     same_metadata = base is not None and base.metadata_hash == metadata_hash

@@ -36,6 +36,7 @@ def reread(table: str, wanted: Sequence[Pending], reader: RowReader, retrier: Re
         for pending in part:
             pending.row = rows.get(pending.key)
             pending.snapshot = found.snapshot
+            pending.touched = True
             if pending.row is not None:
                 # It may have moved on to another partition.
                 pending.relation_oid = pending.row.relation.oid

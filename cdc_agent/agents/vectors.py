@@ -93,6 +93,8 @@ class Vectorizer:
 
 def _count(plans: Sequence[Plan], fresh: set[bytes]) -> None:
     for plan in plans:
+        if not plan.new:
+            continue
         embedded = {plan.hashes[i] for i in plan.new} & fresh
         fresh = fresh - embedded
         metrics.CHUNKS_EMBEDDED.labels(collection=plan.collection).inc(len(embedded))

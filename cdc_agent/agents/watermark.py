@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
 from cdc_agent.lsn import Lsn
 
-__all__ = ["Watermark"]
+__all__ = ["Progress", "Watermark"]
+
+
+class Progress(Protocol):
+    """How far something is: one agent, or all that answer searches."""
+
+    @property
+    def applied_lsn(self) -> Lsn: ...
+    @property
+    def offset(self) -> int: ...
+    def wait_lsn(self, lsn: Lsn, timeout_s: float) -> bool: ...
 
 
 class Watermark:
@@ -32,6 +45,12 @@ class Watermark:
             self._offset = max(self._offset, offset)
             self._applied_lsn = max(self._applied_lsn, applied_lsn)
             self._moved.notify_all()
+
+    @contextmanager
+    def still(self) -> Iterator[Lsn]:
+        """Nobody is told of anything newer meanwhile. Keep it short: the writer waits too."""
+        with self._moved:
+            yield self._applied_lsn
 
     def wait_lsn(self, lsn: Lsn, timeout_s: float) -> bool:
         """Wait until everything that committed at or before ``lsn`` is in the index."""

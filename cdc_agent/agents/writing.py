@@ -27,6 +27,7 @@ from cdc_agent.documents.model import MetadataValue
 from cdc_agent.errors import CdcAgentError, LedgerFull, StoreRejected, StoreUnavailable
 from cdc_agent.failpoints import hit
 from cdc_agent.ledger.base import Checkpoint, DeadLetter, Flip, Ledger, Manifest, NewChunks, Resync
+from cdc_agent.lsn import Lsn
 from cdc_agent.retry import Retrier
 from cdc_agent.vectorstore.base import Record, VectorStore
 from cdc_agent.vectorstore.records import CollectionMissing
@@ -54,9 +55,15 @@ class Prepared:
     """One batch, planned and embedded, with ids allocated; ready to be written in any later moment."""
 
     checkpoint: Checkpoint
+    #: Changes are complete up to here once this is written; what a resync read may still wait.
+    live_lsn: Lsn = Lsn(0)
+    #: Whether all of it is what a resync read.
+    reads: bool = False
     generation: int = 0
     plans: Sequence[Plan] = ()
     manifests: list[Manifest] = field(default_factory=list)
+    #: Manifests of documents whose chunks stay as they are.
+    same: list[Manifest] = field(default_factory=list)
     records: dict[tuple[str, str], list[Record]] = field(default_factory=dict)
     letters: list[DeadLetter] = field(default_factory=list)
     resyncs: Sequence[Resync] = ()
@@ -65,7 +72,7 @@ class Prepared:
 
     @property
     def empty(self) -> bool:
-        return not (self.manifests or self.letters or self.resyncs)
+        return not (self.manifests or self.same or self.letters or self.resyncs)
 
 
 class IndexWriter:
@@ -114,7 +121,12 @@ class IndexWriter:
     ) -> Prepared:
         """Allocate ids for what the plans add. ``fresh`` are the text hashes that were embedded just now."""
         new = [
-            NewChunks(collection=p.collection, document_id=p.pending.document_id, count=len(p.new))
+            NewChunks(
+                collection=p.collection,
+                document_id=p.pending.document_id,
+                count=len(p.new),
+                hashes=[p.hashes[i] for i in p.new],
+            )
             for p in plans
             if p.new
         ]
@@ -137,7 +149,8 @@ class IndexWriter:
         )
         for plan in plans:
             place = (plan.collection, plan.pending.document_id)
-            prepared.manifests.append(plan.manifest(ids.get(place, ())))
+            manifest = plan.manifest(ids.get(place, ()))
+            (prepared.same if plan.same else prepared.manifests).append(manifest)
             if plan.new:
                 prepared.records[place] = self._records(plan, ids[place], vectors)
         return prepared
@@ -175,6 +188,7 @@ class IndexWriter:
             checkpoint=prepared.checkpoint,
             generation=prepared.generation,
             manifests=prepared.manifests,
+            same=prepared.same,
             dead_letters=prepared.letters,
             resyncs=prepared.resyncs,
             suspected=sorted(prepared.suspected),
@@ -183,7 +197,7 @@ class IndexWriter:
         hit("after_flip")
         with self._lock:
             self._tainted |= prepared.suspected
-        self._forget_taint(prepared.manifests)
+        self._forget_taint([*prepared.manifests, *prepared.same])
         return len(prepared.letters) == letters and not prepared.suspected
 
     def _upsert(self, prepared: Prepared, retrier: Retrier) -> None:
@@ -275,7 +289,7 @@ class IndexWriter:
 
     def collect_garbage(self, retrier: Retrier) -> None:
         """Delete what no manifest names any more."""
-        while items := self._ledger.garbage(_GARBAGE_BATCH):
+        while items := self._ledger.garbage(_GARBAGE_BATCH, list(self._collections)):
             hit("before_gc")
             by_collection: dict[str, list[str]] = {}
             for collection, chunk_id in items:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from cdc_agent import __version__
-from cdc_agent.cli import check, dead_letters, demo, resync, run, search, slot, status, wait
+from cdc_agent.cli import check, dead_letters, demo, migrate, resync, run, search, slot, status, verify, wait
 from cdc_agent.errors import UsageError
 
 __all__ = ["DEFAULT_CONFIG", "build_parser"]
@@ -36,11 +36,13 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_demo(commands)
     _add(commands, "check", check.run, "say what is missing in the database, the configuration and this machine")
-    _add(commands, "run", run.run, "run the daemon")
+    run.add_options(_add(commands, "run", run.run, "run the daemon"))
     search.add_options(_add(commands, "search", search.run, "search a collection of the running daemon"))
     _add(commands, "status", status.run, "show what the running daemon does")
     wait.add_options(_add(commands, "wait", wait.run, "wait until the index holds a commit"))
     resync.add_options(_add(commands, "resync", resync.run, "read tables again and mend what differs"))
+    verify.add_options(_add(commands, "verify", verify.run, "audit the index against the source and mend what differs"))
+    _add_migrate(commands)
     _add_dead_letters(commands)
     _add_slot(commands)
     return parser
@@ -52,6 +54,21 @@ def _add_demo(commands: Any) -> None:
     parser = commands.add_parser("demo", help=sentence, description=sentence + ".")
     parser.set_defaults(command=demo.run)
     demo.add_options(parser)
+
+
+def _add_migrate(commands: Any) -> None:
+    group = commands.add_parser("migrate", help="another model, template or chunking, without downtime")
+    actions = group.add_subparsers(metavar="ACTION", required=True)
+    for name, command, sentence in (
+        ("plan", migrate.plan, "say what the configuration changes and what building it anew costs"),
+        ("start", migrate.start, "build what the configuration describes beside what answers searches"),
+        ("status", migrate.status, "show every generation and whether it is ready"),
+        ("switch", migrate.switch, "let the new generation answer searches"),
+        ("rollback", migrate.rollback, "let the generation before answer searches again"),
+        ("finish", migrate.finish, "remove the generation before; there is no way back"),
+        ("abort", migrate.abort, "remove the generation that is being built"),
+    ):
+        migrate.add_options(_add(actions, name, command, sentence))
 
 
 def _add_dead_letters(commands: Any) -> None:

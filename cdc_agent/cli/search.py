@@ -54,7 +54,8 @@ def _print_hits(hits: list[dict[str, Any]]) -> None:
     if not hits:
         print("nothing found")
     for hit in hits:
-        print(f"{hit['score']:.3f}  {hit['document_id']}")
+        stale = "  (an older version: the newest one is a dead letter)" if hit.get("stale") else ""
+        print(f"{hit['score']:.3f}  {hit['document_id']}{stale}")
         print(f"       {_excerpt(hit['text'])}")
 
 

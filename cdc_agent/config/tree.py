@@ -63,6 +63,8 @@ class SourceConfig(_Section):
     """Seconds between standby status updates; never more than a third of the server's wal_sender_timeout."""
     connect_timeout_s: Seconds = 10.0
     """Seconds to wait for a connection."""
+    schema_check_interval_s: Seconds = 10.0
+    """Seconds between looks for changed tables while the server writes WAL; one that is idle is not asked."""
 
     @field_validator("dsn")
     @classmethod

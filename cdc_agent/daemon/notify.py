@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import socket
 
-__all__ = ["notify"]
+__all__ = ["be_patient", "notify", "notify_ready"]
+
+#: Loading a model and waiting for a slot may take this long.
+_PATIENCE_US = 300_000_000
 
 
 def notify(state: str) -> None:
@@ -17,3 +20,14 @@ def notify(state: str) -> None:
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         sock.sendto(state.encode(), address)
+
+
+def be_patient() -> None:
+    """A daemon is being built, maybe after it was ready once (a standby takes over): no sign of life for a while."""
+    notify(f"WATCHDOG_USEC={_PATIENCE_US}")
+
+
+def notify_ready() -> None:
+    """It runs; from now on the watchdog is as strict as the unit says."""
+    usual = os.environ.get("WATCHDOG_USEC")
+    notify("READY=1\nSTATUS=" + (f"\nWATCHDOG_USEC={usual}" if usual else ""))

@@ -10,16 +10,21 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from cdc_agent import config as configuration
 from cdc_agent import failpoints, metrics
 from cdc_agent.config import Config
 from cdc_agent.daemon import logs
 from cdc_agent.daemon.build import Daemon, build
-from cdc_agent.daemon.notify import notify
+from cdc_agent.daemon.errand import ResyncErrand
+from cdc_agent.daemon.lock import hold_state, try_state
+from cdc_agent.daemon.notify import be_patient, notify, notify_ready
 from cdc_agent.daemon.service import DaemonService
+from cdc_agent.daemon.state_files import condemn
 from cdc_agent.daemon.threads import Threads
-from cdc_agent.errors import CdcAgentError
+from cdc_agent.errors import CdcAgentError, DaemonUnavailable, IdentityMismatch, SourceUnavailable
+from cdc_agent.identity import StartOver
 from cdc_agent.web.access import Tokens
 from cdc_agent.web.app import create_app
 from cdc_agent.web.server import HttpServer
@@ -33,15 +38,57 @@ _DRAIN_S = 15.0
 _TICK_S = 0.5
 
 
-def run(config_path: Path) -> int:
-    """Run until SIGTERM or SIGINT; returns the exit code. Raises ``CdcAgentError`` when it cannot start."""
+def run(config_path: Path, *, adopt_server: bool = False, errand: ResyncErrand | None = None) -> int:
+    """Run until SIGTERM or SIGINT, or until an ``errand`` is done; returns the exit code.
+
+    Raises ``CdcAgentError`` when it cannot start.
+    """
     failpoints.arm(os.environ.get("CDC_FAILPOINT"))
     config = configuration.load(config_path)
     logs.configure(config.log)
     signals = _Signals()
-    daemon = build(config, signals.stop)
+    lock = hold_state(config.state_dir, signals.stop) if errand is None else _free_state(config)
+    if lock is None:
+        return 0
+    with lock:
+        while not _lived(config, config_path, signals, adopt_server=adopt_server, errand=errand):
+            # As a restart would. What is recorded now says all; nobody adopts a server twice.
+            config = configuration.load(config_path)
+            adopt_server = False
+            signals.renew()
+    return 0
+
+
+def _free_state(config: Config) -> IO[str]:
+    """The state folder, which nobody else may hold: an errand is not worth waiting for."""
+    lock = try_state(config.state_dir)
+    if lock is None:
+        raise DaemonUnavailable(
+            f"another cdc-agent holds state_dir {config.state_dir}, but no daemon answers", hint="look at its log"
+        )
+    return lock
+
+
+def _lived(
+    config: Config, config_path: Path, signals: _Signals, *, adopt_server: bool, errand: ResyncErrand | None
+) -> bool:
+    """Run a daemon to its end. False when it has to begin anew on the same state (see ``identity.guard``)."""
+    be_patient()
+    daemon = build(config, signals.stop, adopt_server=adopt_server, reload=lambda: configuration.load(config_path))
     calm_garbage_collector()
-    return _Running(daemon, config_path, signals).until_stopped()
+    running = _Running(daemon, config_path, signals, errand)
+    try:
+        running.until_stopped()
+    except (StartOver, IdentityMismatch) as exc:
+        if running.abandoned and not isinstance(exc, IdentityMismatch):
+            # A thread that is still at work must not meet the state that is made anew.
+            raise SourceUnavailable(f"{exc}: to be mended at the next start", hint="start again") from exc
+        if isinstance(exc, IdentityMismatch) and (running.abandoned or not condemn(config, exc)):
+            raise
+        if not signals.told:
+            log.warning("starting over state=%s", exc)
+            return False
+    return True
 
 
 def calm_garbage_collector() -> None:
@@ -59,12 +106,21 @@ class _Signals:
 
     def __init__(self) -> None:
         self.stop = threading.Event()
+        self.told = False
         self.reload = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_reload)
 
+    def renew(self) -> None:
+        """A new event for a new daemon: the old one ended because of itself."""
+        self.stop = threading.Event()
+        # A signal that comes in between is not lost either.
+        if self.told:
+            self.stop.set()
+
     def _on_stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 (the signature is Python's)
+        self.told = True
         self.stop.set()
 
     def _on_reload(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
@@ -74,49 +130,61 @@ class _Signals:
 class _Running:
     """The daemon from its first thread to its last."""
 
-    def __init__(self, daemon: Daemon, config_path: Path, signals: _Signals) -> None:
+    def __init__(self, daemon: Daemon, config_path: Path, signals: _Signals, errand: ResyncErrand | None) -> None:
         self._daemon = daemon
+        self._errand = errand
         self._config_path = config_path
         self._config = daemon.config
         self._signals = signals
         self._threads = Threads(daemon.stop)
-        app = create_app(DaemonService(daemon), tokens=Tokens.load(self._config.http.tokens_file))
+        #: Whether threads were left at work at the end.
+        self.abandoned = False
+        self._service = DaemonService(daemon)
+        app = create_app(self._service, tokens=Tokens.load(self._config.http.tokens_file))
         self._http = HttpServer(app, host=self._config.http.host, port=self._config.http.port)
 
-    def until_stopped(self) -> int:
+    def until_stopped(self) -> None:
         try:
             self._http.start()
             self._start()
-            notify("READY=1")
+            notify_ready()
             while not self._daemon.stop.wait(_TICK_S):
                 self._tick()
         finally:
             failed = self._end()
         if failed is not None:
             raise failed
-        return 0
 
     def _start(self) -> None:
         daemon = self._daemon
         self._threads.start("replication", daemon.capture.run_reader)
         self._threads.start("capture", daemon.capture.run_writer)
-        self._threads.start("planner", daemon.indexer.run_planner)
-        self._threads.start("writer", daemon.indexer.run_writer)
+        daemon.indexer.start(self._threads)
         self._threads.start("resync", daemon.resync.run)
+        self._threads.start("store", daemon.store_watch.run)
+        self._threads.start("tables", daemon.shapes.run)
+        self._threads.start("verify", daemon.verify.run)
+        daemon.migrations.run(self._threads)
 
     def _tick(self) -> None:
         if self._daemon.chroma is not None and not self._daemon.chroma.watch():
             self._daemon.health.report("chroma_server", "Chroma's server died", hint="it is being started again")
+            # Who was killed while writing may have left something that cannot be read.
+            self._daemon.store_watch.soon()
         else:
             self._daemon.health.clear("chroma_server")
         watermark = self._daemon.indexer.watermark
         metrics.APPLIED_LSN.set(watermark.applied_lsn)
         metrics.DEAD_LETTERS.set(len(self._daemon.ledger.dead_letters()))
+        self._daemon.guard.tell()
+        self._daemon.migrations.tell()
         if self._daemon.capture.alive_within(60.0):
             notify("WATCHDOG=1")
         if self._signals.reload.is_set():
             self._signals.reload.clear()
             self._reload()
+        if self._errand is not None and self._errand.done(self._service):
+            self._daemon.stop.set()
 
     def _reload(self) -> None:
         """Read the configuration again: what can change does, the rest is named. Bad input changes nothing."""
@@ -138,19 +206,23 @@ class _Running:
         notify("STOPPING=1")
         daemon = self._daemon
         daemon.stop.set()
+        daemon.indexer.stop()
         daemon.feed.alarm.ring()
         daemon.stream.wake()
         daemon.resync.notify()
         failpoints.hit("drain")
         began = time.monotonic()
         busy = self._threads.join(_DRAIN_S)
+        self.abandoned = bool(busy)
         if busy:
             log.warning("abandoning work in hand threads=%s", ",".join(busy))
         self._http.stop()
+        self._service.close()
         if daemon.chroma is not None:
             daemon.chroma.stop()
         if not busy:
-            for end in (daemon.stream, daemon.ledger, daemon.row_reader, daemon.catalog, daemon.store, daemon.embedder):
+            ends = (daemon.stream, daemon.ledger, daemon.row_reader, daemon.catalog, daemon.store, daemon.embedders)
+            for end in ends:
                 end.close()
         log.info("stopped drain_s=%.1f", time.monotonic() - began)
         return self._threads.failure

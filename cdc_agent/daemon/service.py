@@ -9,17 +9,24 @@ from typing import Any
 import cdc_agent
 from cdc_agent import metrics
 from cdc_agent.daemon.build import Daemon
+from cdc_agent.daemon.consumers import Served
 from cdc_agent.errors import CdcAgentError, DaemonUnavailable, StreamError, UsageError
 from cdc_agent.health import Problem
+from cdc_agent.identity import STATES
 from cdc_agent.ledger.base import DeadLetter, Resync
 from cdc_agent.lsn import Lsn
+from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.search import SearchHit
 from cdc_agent.source import slot
+from cdc_agent.source.clock import SourceClock
+from cdc_agent.verify.report import Report, Wanted
+from cdc_agent.web.answers import json_resync
 
 __all__ = ["DaemonService"]
 
 #: How often a waiter asks the server again where it is.
 _ASK_INTERVAL_S = 0.25
+_MOVED = {"pause": "paused", "resume": "resumed", "cancel": "cancelled"}
 
 
 class DaemonService:
@@ -28,6 +35,8 @@ class DaemonService:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._started_at = time.time()
+        source = daemon.config.source
+        self._clock = SourceClock(source.dsn.get_secret_value(), connect_timeout_s=source.connect_timeout_s)
 
     def search(self, collection: str, query: str, *, k: int, where: Mapping[str, Any] | None) -> Sequence[SearchHit]:
         return self._daemon.searcher.search(collection, query, k, where)
@@ -49,6 +58,12 @@ class DaemonService:
 
     def applied_lsn(self) -> Lsn:
         return self._daemon.indexer.watermark.applied_lsn
+
+    def source_lsn(self) -> Lsn:
+        return self._clock.now()
+
+    def close(self) -> None:
+        self._clock.close()
 
     def lag_s(self) -> float | None:
         if not self._daemon.capture.streaming.is_set():
@@ -84,9 +99,9 @@ class DaemonService:
                 "applied_offset": watermark.offset,
             },
             "slot": self._slot(),
-            "collections": [self._collection(spec.name, spec.qualified_table) for spec in daemon.specs],
+            "collections": [self._collection(s) for s in daemon.indexer.served if s.generation.state == "live"],
             "dead_letters": len(daemon.ledger.dead_letters()),
-            "resyncs": [_resync(r) for r in daemon.ledger.resyncs(running_only=True)],
+            "resyncs": [json_resync(r, self.resync_rate(r.id)) for r in daemon.ledger.resyncs() if r.open],
         }
 
     def _slot(self) -> dict[str, Any] | None:
@@ -109,23 +124,38 @@ class DaemonService:
             "lag_bytes": found.lag_bytes,
         }
 
-    def _collection(self, name: str, table: str) -> dict[str, Any]:
-        documents, chunks = self._daemon.ledger.counts(name)
+    def _collection(self, served: Served) -> dict[str, Any]:
+        name, table = served.generation.collection, served.collection.table
+        documents, chunks = self._daemon.ledger.counts(served.physical)
+        generations = self._daemon.migrations.status([name])
         metrics.DOCUMENTS.labels(collection=name).set(documents)
         metrics.CHUNKS.labels(collection=name).set(chunks)
-        return {"name": name, "table": table, "documents": documents, "chunks": chunks}
+        known = {"name": name, "table": table, "documents": documents, "chunks": chunks}
+        # What was never migrated has nothing to tell.
+        return known | ({"generations": generations} if generations[-1]["generation"] > 1 else {})
 
     def readiness(self) -> Sequence[Problem]:
         problems = list(self._daemon.health.problems())
         names = {problem.name for problem in problems}
         if not self._daemon.capture.streaming.is_set() and "source" not in names:
             problems.append(Problem(name="source", message="not streaming yet", hint="it is connecting"))
+        problems += [p for p in self._daemon.indexer.problems() if p.name not in names]
+        names |= {problem.name for problem in problems}
+        problems += self._mending()
         if "vectorstore" not in names:
             try:
                 self._daemon.store.ping()
             except CdcAgentError as exc:
                 problems.append(Problem(name="vectorstore", message=exc.message, hint=exc.hint))
         return problems
+
+    def _mending(self) -> list[Problem]:
+        """What happened while a place in the log was lost is in the index only once every table was read again."""
+        reasons = {r.reason for r in self._daemon.ledger.resyncs() if r.open} & set(STATES)
+        return [
+            Problem(name="mending", message=f"{state}: every table is being read again", hint="see /resyncs")
+            for state in sorted(reasons)
+        ]
 
     def dead_letters(self) -> Sequence[DeadLetter]:
         return self._daemon.ledger.dead_letters()
@@ -149,30 +179,54 @@ class DaemonService:
     def resyncs(self) -> Sequence[Resync]:
         return self._daemon.ledger.resyncs()
 
-    def start_resync(self, *, table: str | None, keys: Sequence[tuple[str, ...]], reason: str) -> Sequence[Resync]:
-        by_table: dict[str, list[str]] = {}
-        for spec in self._daemon.specs:
-            by_table.setdefault(spec.qualified_table, []).append(spec.name)
-        if table is not None and table not in by_table:
-            raise UsageError(f"no collection is made of table {table}", hint=f"tables: {', '.join(sorted(by_table))}")
-        wanted = sorted(by_table) if table is None else [table]
-        return [
-            self._daemon.resync.request(
-                Resync(table=name, collections=tuple(by_table[name]), keys=tuple(keys), reason=reason)
-            )
-            for name in wanted
-        ]
+    def verifies(self) -> Sequence[Report]:
+        return self._daemon.verify.reports()
+
+    def verify(self, number: int) -> Report | None:
+        return self._daemon.verify.report(number)
+
+    def start_verify(self, wanted: Wanted) -> Report:
+        return self._daemon.verify.request(wanted)
+
+    def resync_rate(self, resync_id: int) -> float | None:
+        return self._daemon.resync.rate(resync_id)
+
+    def start_resync(self, order: ResyncOrder) -> Sequence[Resync]:
+        asked = order.resyncs(self._daemon.indexer.tables())
+        wanted = [resync for one in asked for resync in self._daemon.indexer.directed(one)]
+        reader = self._daemon.row_reader
+        for resync in wanted:
+            if resync.predicate:
+                reader.check_predicate(resync.table, resync.predicate)
+            if resync.keys:
+                _check_keys(resync, reader.key_names(resync.table))
+        return [self._daemon.resync.request(resync) for resync in wanted]
+
+    def move_resync(self, resync_id: int, action: str) -> Resync | None:
+        found = self._daemon.ledger.resync(resync_id)
+        if found is None:
+            return None
+        runner = self._daemon.resync
+        moved = {"pause": runner.pause, "resume": runner.resume, "cancel": runner.cancel}[action](resync_id)
+        if not moved:
+            raise UsageError(f"resync {resync_id} is {found.state}: it cannot be {_MOVED[action]}", hint="list them")
+        return self._daemon.ledger.resync(resync_id)
+
+    def migrations(self) -> Sequence[Mapping[str, Any]]:
+        return self._daemon.migrations.status()
+
+    def start_migration(self, collection: str | None) -> Sequence[Mapping[str, Any]]:
+        return self._daemon.migrations.start(collection)
+
+    def move_migration(self, collection: str, action: str) -> Sequence[Mapping[str, Any]]:
+        moves = self._daemon.migrations
+        acts = {"switch": moves.switch, "rollback": moves.rollback, "finish": moves.finish, "abort": moves.abort}
+        return acts[action](collection)
 
 
-def _resync(r: Resync) -> dict[str, Any]:
-    elapsed = time.time() - r.started_at if r.started_at else 0.0
-    rate = r.rows_done / elapsed if elapsed > 0 else 0.0
-    left = max(0, r.rows_estimated - r.rows_done)
-    return {
-        "id": r.id,
-        "table": r.table,
-        "reason": r.reason,
-        "rows_done": r.rows_done,
-        "rows_estimated": r.rows_estimated,
-        "eta_s": round(left / rate, 1) if rate > 0 else None,
-    }
+def _check_keys(resync: Resync, names: Sequence[str]) -> None:
+    if any(len(key) != len(names) for key in resync.keys):
+        raise UsageError(
+            f"a key of {resync.table} has {len(names)} columns: {', '.join(names)}",
+            hint='several columns as a JSON list: ["a", "7"]',
+        )

@@ -20,10 +20,12 @@ class Threads:
         self._lock = threading.Lock()
         self.failure: BaseException | None = None
 
-    def start(self, name: str, body: Callable[[], None]) -> None:
-        thread = threading.Thread(target=self._guarded, args=(name, body), name=name, daemon=True)
+    def start(self, name: str, body: Callable[[], None], *, vital: bool = True) -> threading.Thread:
+        """The end of a vital thread is the end of the daemon; any other may end, but not fail."""
+        thread = threading.Thread(target=self._guarded, args=(name, body, vital), name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
+        return thread
 
     def join(self, timeout_s: float) -> list[str]:
         """Wait for all of them, altogether at most about ``timeout_s``; returns the names of those still running."""
@@ -31,13 +33,14 @@ class Threads:
             thread.join(timeout_s if thread is self._threads[0] else max(1.0, timeout_s / len(self._threads)))
         return [thread.name for thread in self._threads if thread.is_alive()]
 
-    def _guarded(self, name: str, body: Callable[[], None]) -> None:
+    def _guarded(self, name: str, body: Callable[[], None], vital: bool) -> None:
         try:
             body()
         except BaseException as exc:
             with self._lock:
                 self.failure = self.failure or exc
             log.debug("thread failed name=%s", name, exc_info=True)
+            self._stop.set()
         finally:
-            if not self._stop.is_set():
+            if vital and not self._stop.is_set():
                 self._stop.set()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["Document", "MetadataValue", "document_id", "text_hash"]
+__all__ = ["Document", "MetadataValue", "document_id", "key_in", "text_hash"]
 
 #: What a vector store takes as metadata.
 MetadataValue: TypeAlias = "str | int | float | bool | None"
@@ -34,6 +34,18 @@ def document_id(table: str, key: tuple[str, ...]) -> str:
     if len(key) == 1:
         return f"{table}:{key[0]}"
     return f"{table}:" + ",".join(part.replace("%", "%25").replace(",", "%2C") for part in key)
+
+
+def key_in(document_id: str, table: str, columns: int) -> tuple[str, ...]:
+    """The key of ``columns`` parts that a document id was made of.
+
+    >>> key_in("public.t:a%2Cb,7", "public.t", 2)
+    ('a,b', '7')
+    """
+    rest = document_id.removeprefix(f"{table}:")
+    if columns == 1:
+        return (rest,)
+    return tuple(part.replace("%2C", ",").replace("%25", "%") for part in rest.split(","))
 
 
 def text_hash(text: str) -> bytes:

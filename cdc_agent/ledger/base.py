@@ -18,6 +18,7 @@ __all__ = [
     "ChunkRef",
     "DeadLetter",
     "Flip",
+    "Generation",
     "Ledger",
     "Manifest",
     "NewChunks",
@@ -54,6 +55,26 @@ class SourceTable:
     name: str
     oid: int
     shape: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One build of a configured collection, with all that is needed to keep it without the configuration.
+
+    ``physical`` is its name in manifests and for the store, ``agent`` the consumer of the stream that keeps it,
+    ``spec`` JSON that only the daemon reads. ``state``: ``building``, ``live`` (answers searches), ``retired`` (was
+    live, kept fresh), ``dropping`` (is being removed) or ``dropped`` (is gone; its number is never used again).
+    """
+
+    collection: str
+    number: int
+    physical: str
+    agent: str
+    fingerprint: str
+    spec: str
+    state: str
+    created_at: float
+    switched_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +139,9 @@ class Resync:
     """One watermarked re-reading of a table (or of some keys), and how far it is.
 
     ``predicate`` is SQL that narrows it to some rows. With ``rewrite`` every chunk is written anew, also where nothing
-    changed. ``state``: ``running`` or ``done``. ``last_key`` is the key of the last row applied to the index.
-    ``snapshot`` is that of its beginning: documents that are visible in it and never seen are gone from the source.
+    changed. ``state``: ``running``, ``paused``, ``done``, ``failed`` (``error`` says why) or ``cancelled``.
+    ``last_key`` is the key of the last row applied to the index. ``snapshot`` is that of its beginning: documents that
+    are visible in it and never seen are gone from the source.
     """
 
     id: int = 0
@@ -136,22 +158,30 @@ class Resync:
     rows_estimated: int = 0
     started_at: float = 0.0
     finished_at: float | None = None
+    error: str = ""
+
+    @property
+    def open(self) -> bool:
+        """Whether it may still go on."""
+        return self.state in ("running", "paused")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flip:
     """One commit point: everything in it becomes true at once.
 
-    ``manifests`` replace what was there; chunk ids that no manifest names any more become garbage, and so do intents of
-    the agent up to ``generation`` that none names. A dead letter of a document whose manifest moves past it is settled.
-    ``resyncs`` carry progress. ``suspected`` are chunks that a request which failed may still change: like those of
-    writes in place that were never flipped they stay intents while they live.
+    ``manifests`` replace what was there, ``same`` as well, but those name the chunks that the documents have already;
+    chunk ids that no manifest names any more become garbage, and so do intents of the agent up to ``generation`` that
+    none names. A dead letter of a document whose manifest moves past it is settled. ``resyncs`` carry progress.
+    ``suspected`` are chunks that a request which failed may still change: like those of writes in place that were
+    never flipped they stay intents while they live.
     """
 
     agent: str
     checkpoint: Checkpoint
     generation: int
     manifests: Sequence[Manifest] = ()
+    same: Sequence[Manifest] = ()
     dead_letters: Sequence[DeadLetter] = ()
     resyncs: Sequence[Resync] = ()
     suspected: Sequence[tuple[str, str]] = ()
@@ -159,11 +189,12 @@ class Flip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewChunks:
-    """Chunks that one document needs new ids for."""
+    """Chunks that one document needs new ids for. ``hashes`` name their texts: their vectors stay while it lives."""
 
     collection: str
     document_id: str
     count: int
+    hashes: Sequence[bytes] = ()
 
 
 class Ledger(Protocol):
@@ -176,7 +207,27 @@ class Ledger(Protocol):
 
     # Identity and configuration.
     def identity(self) -> SourceIdentity | None: ...
-    def save_identity(self, identity: SourceIdentity) -> None: ...
+    def save_identity(self, identity: SourceIdentity) -> None:
+        """Once the slot is ready, what was being mended is."""
+        ...
+
+    def begin_mending(self, state: str, identity: SourceIdentity, at: float) -> None:
+        """Record that a lost place is being mended, and that the slot is not ready until it is."""
+        ...
+
+    def mending(self) -> str | None:
+        """The state that is being mended, if any."""
+        ...
+
+    def mendings_since(self, state: str, at: float) -> int:
+        """How often this state had to be mended since then."""
+        ...
+
+    def rebase(self, at: float) -> None:
+        """The source's history is another one: what is indexed stays, and anything that is read or changes from now
+        on is newer. Tombstones, running resyncs and what was known of the tables are void; offsets stay."""
+        ...
+
     def source_tables(self) -> dict[str, SourceTable]:
         """What is remembered of the watched tables, by configured name."""
         ...
@@ -184,19 +235,56 @@ class Ledger(Protocol):
     def save_source_table(self, table: SourceTable) -> None: ...
     def collection_fingerprint(self, name: str) -> str | None: ...
     def save_collection(self, name: str, fingerprint: str) -> None: ...
-    def save_resync(self, resync: Resync) -> None:
-        """Record progress outside a flip (what was estimated, the snapshot of the beginning)."""
+
+    # Generations.
+    def generations(self) -> list[Generation]:
+        """Every generation of every collection, dropped ones too, by collection and number."""
         ...
+
+    def save_generation(self, generation: Generation) -> None: ...
+    def switch_generation(self, collection: str, number: int, at: float) -> None:
+        """From now on this generation is live, and the one that was is retired; both at once."""
+        ...
+
+    def drop_generation(self, generation: Generation, *, forget_agent: bool) -> None:
+        """Forget all that is known of its documents, and its agent if told so; it is ``dropped``."""
+        ...
+
+    def leave_collection(self, generation: Generation, *, forget_agent: bool) -> None:
+        """Nobody keeps it for now: should it come back it is read again, as if for the first time."""
+        ...
+
+    def register_agent(self, agent: str, offset: int) -> Checkpoint:
+        """An agent that has no checkpoint begins after ``offset``; returns where it is."""
+        ...
+
+    def save_resync(self, resync: Resync) -> None:
+        """Record progress outside a flip (what was estimated, the snapshot of the beginning). Like a flip it ends a
+        resync but never brings one back to ``running``, and a cancelled one stays so."""
+        ...
+
+    def move_resync(self, resync_id: int, state: str, *, only: Sequence[str], at: float | None = None) -> bool:
+        """Change the state of a resync that is in one of ``only``; False if it is not."""
+        ...
+
+    def resync(self, resync_id: int) -> Resync | None: ...
 
     # The write protocol (docs/ARCHITECTURE.md).
     def checkpoint(self, agent: str) -> Checkpoint: ...
     def manifests(self, collection: str, document_ids: Iterable[str]) -> dict[str, Manifest]: ...
-    def documents_of_relation(self, collection: str, relation_oid: int | None) -> list[str]:
-        """Ids of live documents, of one physical relation or of all."""
+    def documents_of_relation(
+        self, collection: str, relation_oid: int | None, *, after: str = "", limit: int = -1
+    ) -> list[str]:
+        """Ids of live documents, of one physical relation or of all: in order, those after an id, at most ``limit``."""
         ...
 
-    def unseen(self, collection: str, epoch: int) -> list[Manifest]:
-        """Live documents that no resync since ``epoch`` has seen."""
+    def documents_after(self, collection: str, document_id: str, limit: int) -> list[str]:
+        """The next ids of live documents after one (``""``: from the beginning), in order."""
+        ...
+
+    def unseen(self, collection: str, epoch: int, *, after: str = "", limit: int = -1) -> list[str]:
+        """Ids of live documents that no resync since ``epoch`` has seen: in order, those after an id, at most
+        ``limit``."""
         ...
 
     def begin_write(
@@ -224,8 +312,8 @@ class Ledger(Protocol):
         """Transaction 2, the commit point. Never moves a checkpoint backward."""
         ...
 
-    def garbage(self, limit: int) -> list[tuple[str, str]]:
-        """``(collection, chunk_id)`` to delete from the store."""
+    def garbage(self, limit: int, collections: Sequence[str] | None = None) -> list[tuple[str, str]]:
+        """``(collection, chunk_id)`` to delete from the store, of all collections or of some."""
         ...
 
     def clear_garbage(self, items: Iterable[tuple[str, str]]) -> None: ...
@@ -242,11 +330,36 @@ class Ledger(Protocol):
         ...
 
     # Vectors by content.
+    def remember_vectors(self, fingerprint: str, vectors: Mapping[bytes, bytes]) -> None:
+        """Put vectors by text hash into the cache that no write of ours brought (they were found in the store)."""
+        ...
+
+    def prune_vectors(self) -> None:
+        """Forget vectors that no live document uses and that no deletion of one will reach. Call it when no resync
+        is under way that still wants them."""
+        ...
+
     def cached_vectors(self, fingerprint: str, hashes: Iterable[bytes]) -> dict[bytes, bytes]:
         """Vectors by text hash, as far as they are remembered. Losing any costs time, never truth."""
         ...
 
+    def forget_vectors(self, fingerprint: str, hashes: Iterable[bytes]) -> None:
+        """Drop vectors from the cache, so that their texts are embedded anew."""
+        ...
+
+    def forget_collection(self, name: str, then: Resync) -> Resync:
+        """Nothing of the collection is in the store any more: no chunk of it is live, intended or garbage. ``then``
+        is begun in the same transaction, or is one that runs already and has read nothing yet.
+
+        Versions stay known, so no older read wins; dead letters and vectors stay.
+        """
+        ...
+
     # Dead letters.
+    def parked(self, collection: str, document_ids: Iterable[str]) -> set[str]:
+        """Those of the documents that have a dead letter."""
+        ...
+
     def dead_letters(self) -> list[DeadLetter]: ...
     def dead_letter(self, letter_id: int) -> DeadLetter | None: ...
     def discard_dead_letter(self, letter_id: int) -> bool: ...

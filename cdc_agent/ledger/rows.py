@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import orjson
 
-from cdc_agent.ledger.base import ChunkRef, DeadLetter, Manifest, Resync, SourceIdentity
+from cdc_agent.ledger.base import ChunkRef, DeadLetter, Generation, Manifest, Resync, SourceIdentity
 from cdc_agent.lsn import Lsn, Version
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -32,8 +33,24 @@ def identity_row(i: SourceIdentity) -> tuple[Any, ...]:
     return (i.system_id, i.timeline, i.database_oid, i.slot_name, i.plugin, int(i.slot_ready), i.publication_oid)
 
 
+class Damaged(Exception):
+    """A row does not have the checksum that it was written with."""
+
+
+def seal(*values: Any) -> int:
+    """The checksum of a row."""
+    return crc32(_pack(values))
+
+
+def check_seal(collection: str, document_id: str, row: Sequence[Any]) -> None:
+    """Raise ``Damaged`` unless the last value of a manifest's row is the checksum of all the others."""
+    if seal(collection, document_id, *row[:-1]) != row[-1]:
+        raise Damaged(f"the manifest of {document_id} is not as it was written")
+
+
 def manifest(collection: str, document_id: str, row: Sequence[Any]) -> Manifest:
-    commit_lsn, ordinal, xid, relation_oid, chunks, column_hashes, metadata_hash, snapshot, epoch, deleted = row
+    check_seal(collection, document_id, row)
+    commit_lsn, ordinal, xid, relation_oid, chunks, column_hashes, metadata_hash, snapshot, epoch, deleted, _ = row
     return Manifest(
         collection=collection,
         document_id=document_id,
@@ -50,25 +67,50 @@ def manifest(collection: str, document_id: str, row: Sequence[Any]) -> Manifest:
 
 
 def manifest_row(m: Manifest) -> tuple[Any, ...]:
-    return (
-        m.collection,
-        m.document_id,
-        int(m.version.commit_lsn),
-        m.version.ordinal,
-        m.xid,
-        m.relation_oid,
-        _pack([(chunk.id, chunk.text_hash) for chunk in m.chunks]),
-        len(m.chunks),
-        m.column_hashes,
-        m.metadata_hash,
-        m.snapshot,
-        m.epoch,
-        int(m.deleted),
-    )
+    place = (m.collection, m.document_id)
+    version = (int(m.version.commit_lsn), m.version.ordinal, m.xid, m.relation_oid)
+    chunks = _pack([(chunk.id, chunk.text_hash) for chunk in m.chunks])
+    rest = (m.column_hashes, m.metadata_hash, m.snapshot, m.epoch, int(m.deleted))
+    return (*place, *version, chunks, len(m.chunks), *rest, seal(*place, *version, chunks, *rest))
+
+
+NO_CHUNKS = _pack([])
+
+
+def sealed_vector(data: bytes) -> bytes:
+    return data + crc32(data).to_bytes(4, "big")
+
+
+def vector(sealed: object) -> bytes | None:
+    """The vector inside, None if a byte of it is not as it was written."""
+    if not isinstance(sealed, bytes):
+        return None
+    data = sealed[:-4]
+    return data if crc32(data) == int.from_bytes(sealed[-4:], "big") else None
 
 
 def settled(agent: str, m: Manifest) -> tuple[Any, ...]:
     return (agent, m.collection, m.document_id, int(m.version.commit_lsn), m.version.ordinal)
+
+
+def generation(row: Sequence[Any]) -> Generation:
+    collection, number, physical, agent, fingerprint, spec, state, created_at, switched_at = row
+    return Generation(
+        collection=collection,
+        number=number,
+        physical=physical,
+        agent=agent,
+        fingerprint=fingerprint,
+        spec=spec,
+        state=state,
+        created_at=created_at,
+        switched_at=switched_at,
+    )
+
+
+def generation_row(g: Generation) -> tuple[Any, ...]:
+    known = (g.collection, g.number, g.physical, g.agent, g.fingerprint, g.spec)
+    return (*known, g.state, g.created_at, g.switched_at)
 
 
 def dead_letter(row: Sequence[Any]) -> DeadLetter:
@@ -106,7 +148,7 @@ def dead_letter_row(d: DeadLetter) -> tuple[Any, ...]:
 
 def resync(row: Sequence[Any]) -> Resync:
     number, table, collections, keys, predicate, rewrite, reason, state, *rest = row
-    snapshot, last_key, done, estimated, started, finished = rest
+    snapshot, last_key, done, estimated, started, finished, error = rest
     return Resync(
         id=number,
         table=table,
@@ -122,6 +164,7 @@ def resync(row: Sequence[Any]) -> Resync:
         rows_estimated=estimated,
         started_at=started,
         finished_at=finished,
+        error=error,
     )
 
 
@@ -140,11 +183,17 @@ def resync_row(r: Resync) -> tuple[Any, ...]:
         r.rows_estimated,
         r.started_at,
         r.finished_at,
+        r.error,
     )
 
 
 def resync_progress(r: Resync) -> tuple[Any, ...]:
-    return (r.state, r.snapshot, _key(r.last_key), r.rows_done, r.rows_estimated, r.finished_at, r.id)
+    return (r.state, r.snapshot, _key(r.last_key), r.rows_done, r.rows_estimated, r.finished_at, r.error, r.id)
+
+
+def names(collections: Sequence[str]) -> str:
+    """Names of collections as a resync's row carries them."""
+    return orjson.dumps(collections).decode()
 
 
 def _key(key: tuple[str, ...] | None) -> str | None:

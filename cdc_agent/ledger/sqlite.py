@@ -9,32 +9,39 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from cdc_agent import queries
-from cdc_agent.errors import LedgerError, LedgerFull
+from cdc_agent.errors import IdentityMismatch, LedgerError, LedgerFull
 from cdc_agent.ledger import rows
 from cdc_agent.ledger.base import (
     Checkpoint,
     DeadLetter,
     Flip,
+    Generation,
     Manifest,
     NewChunks,
     Resync,
     SourceIdentity,
     SourceTable,
 )
+from cdc_agent.ledger.vectors import VectorCache
 from cdc_agent.lsn import Lsn
-from cdc_agent.sqlite_file import open_file
+from cdc_agent.sqlite_file import DAMAGED_HINT, is_damage, is_new, open_file, schema_is
 
 __all__ = ["SqliteLedger"]
 
 _SQL = queries.load("cdc_agent.ledger", "schema.sql")
 _VERSION = "1"
-#: Vectors dropped from the cache at a time when it is over its bound.
-_CACHE_TRIM_ROWS = 1_000
+#: The state of a ledger whose file is not as it was written.
+_CORRUPT = "LEDGER_CORRUPT"
+#: So few documents are looked up one by one.
+_FEW = 2
+#: Documents that one statement looks up.
+_LOOKED_UP_AT_ONCE = 500
 #: The generation of an intent that outlived its own: the chunk lives, and a request may still change it.
 _SUSPECTED = 0
 
@@ -43,20 +50,40 @@ class SqliteLedger:
     """See ``ledger.base.Ledger``."""
 
     def __init__(self, path: Path, *, embedding_cache_bytes: int = 256 << 20) -> None:
-        self._cache_limit = embedding_cache_bytes
-        self._writer = open_file(path, LedgerError)
+        self._path = path
+        #: What was found damaged while it was in use.
+        self.damage: IdentityMismatch | None = None
+        self._writer = open_file(path, LedgerError, corrupt=_CORRUPT)
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._counts: dict[str, tuple[int, int]] = {}
+        self._reader = self._writer
         with self._translated():
+            # Embeddings are as private as the texts: what is deleted is overwritten.
+            self._writer.execute("pragma secure_delete = on")
+            self._writer.create_function("seal", -1, rows.seal, deterministic=True)
+            if not is_new(self._writer):
+                self._check_schema()
             self._writer.executescript(_SQL["schema"])
-        self._reader = open_file(path, LedgerError)
+            self._reader = open_file(path, LedgerError, corrupt=_CORRUPT)
+            self._check_manifests()
+            self._vectors = VectorCache(self._writer, embedding_cache_bytes)
         self._uuid = self._meta("uuid")
-        if self._meta("schema_version") != _VERSION:
-            raise LedgerError(
-                f"{path} has schema {self._meta('schema_version')}", hint="it needs another cdc-agent version"
-            )
-        self._cache_bytes: int = self._one(_SQL["cache_bytes"])[0]
+
+    def _check_schema(self) -> None:
+        version = self._meta("schema_version")
+        if version != _VERSION:
+            raise LedgerError(f"{self._path} has schema {version}", hint="it needs another cdc-agent version")
+        if not schema_is(self._writer, _SQL["schema"]):
+            raise self._damaged("its tables are not as they were made")
+
+    def _check_manifests(self) -> None:
+        for collection, document_id, *row in self._reader.execute(_SQL["every_manifest"]):
+            rows.check_seal(collection, document_id, row)
+
+    def _damaged(self, what: object) -> IdentityMismatch:
+        self.damage = IdentityMismatch(_CORRUPT, f"{self._path} is damaged: {what}", hint=DAMAGED_HINT)
+        return self.damage
 
     @property
     def uuid(self) -> str:
@@ -76,6 +103,27 @@ class SqliteLedger:
     def save_identity(self, identity: SourceIdentity) -> None:
         with self._transaction() as tx:
             tx.execute(_SQL["save_identity"], rows.identity_row(identity))
+            if identity.slot_ready:
+                tx.execute(_SQL["end_mendings"])
+
+    def begin_mending(self, state: str, identity: SourceIdentity, at: float) -> None:
+        with self._transaction() as tx:
+            tx.execute(_SQL["save_identity"], rows.identity_row(identity))
+            tx.execute(_SQL["begin_mending"], (state, at))
+
+    def mending(self) -> str | None:
+        row = self._one(_SQL["mending"])
+        return row[0] if row else None
+
+    def mendings_since(self, state: str, at: float) -> int:
+        return int(self._one(_SQL["mendings_since"], (state, at))[0])
+
+    def rebase(self, at: float) -> None:
+        with self._transaction() as tx:
+            for what in ("tombstones", "manifests", "checkpoints", "dead_letters", "source_tables"):
+                tx.execute(_SQL[f"rebase_{what}"])
+            tx.execute(_SQL["seal_manifests"], (None,))
+            tx.execute(_SQL["rebase_resyncs"], (at,))
 
     def source_tables(self) -> dict[str, SourceTable]:
         rows_ = self._all(_SQL["load_source_tables"])
@@ -93,6 +141,44 @@ class SqliteLedger:
         with self._transaction() as tx:
             tx.execute(_SQL["save_collection"], (name, fingerprint))
 
+    # -- generations ------------------------------------------------------------------------------------------
+
+    def generations(self) -> list[Generation]:
+        return [rows.generation(row) for row in self._all(_SQL["generations"])]
+
+    def save_generation(self, generation: Generation) -> None:
+        with self._transaction() as tx:
+            tx.execute(_SQL["save_generation"], rows.generation_row(generation))
+
+    def switch_generation(self, collection: str, number: int, at: float) -> None:
+        with self._transaction() as tx:
+            tx.execute(_SQL["switch_generation"], (collection, number, at))
+
+    def drop_generation(self, generation: Generation, *, forget_agent: bool) -> None:
+        physical = generation.physical
+        with self._transaction() as tx:
+            for kind in ("manifests", "intents", "garbage", "dead_letters", "collection"):
+                tx.execute(_SQL[f"forget_{kind}"], (physical,))
+            tx.execute(_SQL["forget_resyncs"], (rows.names((physical,)),))
+            self._vectors.note_orphans(tx)
+            self._vectors.note_orphans(tx)
+            if forget_agent:
+                tx.execute(_SQL["forget_agent"], (generation.agent,))
+            tx.execute(_SQL["save_generation"], rows.generation_row(replace(generation, state="dropped")))
+        with self._read_lock:
+            self._counts.pop(physical, None)
+
+    def leave_collection(self, generation: Generation, *, forget_agent: bool) -> None:
+        with self._transaction() as tx:
+            tx.execute(_SQL["forget_collection"], (generation.physical,))
+            if forget_agent:
+                tx.execute(_SQL["forget_agent"], (generation.agent,))
+
+    def register_agent(self, agent: str, offset: int) -> Checkpoint:
+        with self._transaction() as tx:
+            tx.execute(_SQL["register_agent"], (agent, offset))
+        return self.checkpoint(agent)
+
     # -- the write protocol -----------------------------------------------------------------------------------
 
     def checkpoint(self, agent: str) -> Checkpoint:
@@ -101,18 +187,34 @@ class SqliteLedger:
 
     def manifests(self, collection: str, document_ids: Iterable[str]) -> dict[str, Manifest]:
         found: dict[str, Manifest] = {}
-        for document_id in document_ids:
-            row = self._one(_SQL["load_manifest"], (collection, document_id))
-            if row is not None:
+        for document_id, row in self._manifest_rows(collection, list(document_ids)):
+            with self._translated():
                 found[document_id] = rows.manifest(collection, document_id, row)
         return found
 
-    def documents_of_relation(self, collection: str, relation_oid: int | None) -> list[str]:
-        return [row[0] for row in self._all(_SQL["documents"], (collection, relation_oid))]
+    def _manifest_rows(self, collection: str, wanted: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
+        """Many in one statement: each statement hands Python's lock to another thread, which may keep it for long."""
+        plain = [document_id for document_id in wanted if "\0" not in document_id] if len(wanted) > _FEW else []
+        for place in range(0, len(plain), _LOOKED_UP_AT_ONCE):
+            part = rows.names(plain[place : place + _LOOKED_UP_AT_ONCE])
+            for document_id, *row in self._all(_SQL["load_manifests"], (collection, part)):
+                yield document_id, row
+        # JSON in SQLite ends at a NUL.
+        for document_id in wanted if not plain else (d for d in wanted if "\0" in d):
+            found = self._one(_SQL["load_manifest"], (collection, document_id))
+            if found is not None:
+                yield document_id, found
 
-    def unseen(self, collection: str, epoch: int) -> list[Manifest]:
-        ids = [row[0] for row in self._all(_SQL["unseen"], (collection, epoch))]
-        return list(self.manifests(collection, ids).values())
+    def documents_of_relation(
+        self, collection: str, relation_oid: int | None, *, after: str = "", limit: int = -1
+    ) -> list[str]:
+        return [row[0] for row in self._all(_SQL["documents"], (collection, relation_oid, after, limit))]
+
+    def documents_after(self, collection: str, document_id: str, limit: int) -> list[str]:
+        return [row[0] for row in self._all(_SQL["documents_after"], (collection, document_id, limit))]
+
+    def unseen(self, collection: str, epoch: int, *, after: str = "", limit: int = -1) -> list[str]:
+        return [row[0] for row in self._all(_SQL["unseen"], (collection, epoch, after, limit))]
 
     def begin_write(
         self,
@@ -131,7 +233,8 @@ class SqliteLedger:
             }
             written = [(c, i) for (c, _), chunk_ids in ids.items() for i in chunk_ids]
             tx.executemany(_SQL["insert_intent"], [(c, i, generation, agent) for c, i in (*written, *touched)])
-            self._remember(tx, fingerprint, vectors)
+            self._vectors.use(tx, [(n.collection, n.document_id, h) for n in new_chunks for h in n.hashes])
+            self._vectors.remember(tx, fingerprint, vectors)
         return generation, ids
 
     def intents(self, agent: str) -> list[tuple[str, str]]:
@@ -143,9 +246,12 @@ class SqliteLedger:
             named: set[tuple[str, str]] = set()
             garbage: list[tuple[str, str]] = []
             for manifest in flip.manifests:
-                garbage += self._replace(tx, manifest, deltas)
+                garbage += self._replace(tx, manifest, deltas, flip.checkpoint.offset)
                 named.update((manifest.collection, chunk.id) for chunk in manifest.chunks)
-                tx.execute(_SQL["settle"], rows.settled(flip.agent, manifest))
+            tx.executemany(_SQL["save_manifest"], map(rows.manifest_row, flip.same))
+            if tx.execute(_SQL["any_dead_letter"]).fetchone() is not None:
+                settled = [rows.settled(flip.agent, manifest) for manifest in (*flip.manifests, *flip.same)]
+                tx.executemany(_SQL["settle"], settled)
             suspected = set(flip.suspected) & named
             begun = tx.execute(_SQL["intents"], (flip.agent, flip.generation)).fetchall()
             for collection, chunk_id, generation in begun:
@@ -173,7 +279,7 @@ class SqliteLedger:
         return any(chunk.id == chunk_id for chunk in chunks)
 
     def _replace(
-        self, tx: sqlite3.Connection, manifest: Manifest, deltas: dict[str, tuple[int, int]]
+        self, tx: sqlite3.Connection, manifest: Manifest, deltas: dict[str, tuple[int, int]], offset: int
     ) -> list[tuple[str, str]]:
         """Save one manifest; returns the chunks that it drops."""
         place = (manifest.collection, manifest.document_id)
@@ -186,11 +292,17 @@ class SqliteLedger:
             documents + (not manifest.deleted) - was_live,
             chunks + len(manifest.chunks) - (len(old.chunks) if old else 0),
         )
+        if manifest.deleted:
+            self._vectors.forget_document(tx, place)
+        elif old is not None and old.chunks:
+            hashes = {chunk.text_hash for chunk in manifest.chunks}
+            self._vectors.lose(tx, place, {chunk.text_hash for chunk in old.chunks} - hashes, offset)
         kept = {chunk.id for chunk in manifest.chunks}
         return [(manifest.collection, chunk.id) for chunk in (old.chunks if old else ()) if chunk.id not in kept]
 
-    def garbage(self, limit: int) -> list[tuple[str, str]]:
-        return [(row[0], row[1]) for row in self._all(_SQL["garbage"], (limit,))]
+    def garbage(self, limit: int, collections: Sequence[str] | None = None) -> list[tuple[str, str]]:
+        wanted = None if collections is None else rows.names(collections)
+        return [(row[0], row[1]) for row in self._all(_SQL["garbage"], (wanted, limit))]
 
     def clear_garbage(self, items: Iterable[tuple[str, str]]) -> None:
         with self._transaction() as tx:
@@ -229,15 +341,37 @@ class SqliteLedger:
         found: dict[bytes, bytes] = {}
         for text_hash in hashes:
             row = self._one(_SQL["cached_vector"], (fingerprint, text_hash))
-            if row is not None:
-                found[text_hash] = row[0]
+            vector = rows.vector(row[0]) if row is not None else None
+            if vector is not None:
+                found[text_hash] = vector
         return found
 
-    def _remember(self, tx: sqlite3.Connection, fingerprint: str, vectors: Mapping[bytes, bytes]) -> None:
-        tx.executemany(_SQL["cache_vector"], [(fingerprint, text_hash, v) for text_hash, v in vectors.items()])
-        self._cache_bytes += sum(len(v) + 64 for v in vectors.values())
-        while self._cache_bytes > self._cache_limit and tx.execute(_SQL["trim_cache"], (_CACHE_TRIM_ROWS,)).rowcount:
-            self._cache_bytes = tx.execute(_SQL["cache_bytes"]).fetchone()[0]
+    def remember_vectors(self, fingerprint: str, vectors: Mapping[bytes, bytes]) -> None:
+        with self._transaction() as tx:
+            self._vectors.remember(tx, fingerprint, vectors)
+            self._vectors.note_orphans(tx)
+
+    def prune_vectors(self) -> None:
+        with self._transaction() as tx:
+            self._vectors.prune_orphans(tx)
+
+    def forget_collection(self, name: str, then: Resync) -> Resync:
+        with self._transaction() as tx:
+            tx.execute(_SQL["empty_manifests"], (name, rows.NO_CHUNKS))
+            tx.execute(_SQL["seal_manifests"], (name,))
+            tx.execute(_SQL["forget_intents"], (name,))
+            tx.execute(_SQL["forget_garbage"], (name,))
+            self._vectors.note_orphans(tx)
+            running = [rows.resync(row) for row in tx.execute(_SQL["resyncs"], (1, None)).fetchall()]
+            begun = next((r.id for r in running if _is_fresh(r, then)), None)
+            number = begun or tx.execute(_SQL["insert_resync"], rows.resync_row(then)).lastrowid
+        with self._read_lock:
+            self._counts.pop(name, None)
+        return next(r for r in self.resyncs() if r.id == number)
+
+    def forget_vectors(self, fingerprint: str, hashes: Iterable[bytes]) -> None:
+        with self._transaction() as tx:
+            self._vectors.forget(tx, fingerprint, hashes)
 
     # -- dead letters and resyncs -----------------------------------------------------------------------------
 
@@ -248,6 +382,9 @@ class SqliteLedger:
         found = self._all(_SQL["dead_letters"], (letter_id,))
         return rows.dead_letter(found[0]) if found else None
 
+    def parked(self, collection: str, document_ids: Iterable[str]) -> set[str]:
+        return {d for d in document_ids if self._one(_SQL["is_parked"], (collection, d))}
+
     def discard_dead_letter(self, letter_id: int) -> bool:
         with self._transaction() as tx:
             return tx.execute(_SQL["discard"], (letter_id,)).rowcount == 1
@@ -255,14 +392,22 @@ class SqliteLedger:
     def start_resync(self, resync: Resync) -> Resync:
         with self._transaction() as tx:
             number = tx.execute(_SQL["insert_resync"], rows.resync_row(resync)).lastrowid
-        return next(r for r in self.resyncs() if r.id == number)
+        return replace(resync, id=number or 0)
 
     def save_resync(self, resync: Resync) -> None:
         with self._transaction() as tx:
             tx.execute(_SQL["save_resync"], rows.resync_progress(resync))
 
     def resyncs(self, *, running_only: bool = False) -> list[Resync]:
-        return [rows.resync(row) for row in self._all(_SQL["resyncs"], (int(running_only),))]
+        return [rows.resync(row) for row in self._all(_SQL["resyncs"], (int(running_only), None))]
+
+    def resync(self, resync_id: int) -> Resync | None:
+        row = self._one(_SQL["resyncs"], (0, resync_id))
+        return rows.resync(row) if row else None
+
+    def move_resync(self, resync_id: int, state: str, *, only: Sequence[str], at: float | None = None) -> bool:
+        with self._transaction() as tx:
+            return tx.execute(_SQL["move_resync"], (resync_id, state, at, rows.names(only))).rowcount == 1
 
     def prune_tombstones(self, collection: str, *, below_xid: int, up_to: Lsn) -> None:
         with self._transaction() as tx:
@@ -290,7 +435,11 @@ class SqliteLedger:
                 raise LedgerFull(
                     "the disk under the ledger is full", hint="free space; work goes on by itself"
                 ) from exc
+            if is_damage(exc):
+                raise self._damaged(exc) from exc
             raise LedgerError(f"the ledger failed: {exc}", hint="check the file and its disk") from exc
+        except rows.Damaged as exc:
+            raise self._damaged(exc) from exc
 
     def _one(self, statement: str, params: Sequence[Any] = ()) -> Any:
         with self._read_lock, self._translated():
@@ -302,3 +451,9 @@ class SqliteLedger:
 
     def _meta(self, key: str) -> str:
         return str(self._one(_SQL["meta"], (key,))[0])
+
+
+def _is_fresh(running: Resync, wanted: Resync) -> bool:
+    """Whether a running resync reads all that is wanted and has not read any of it yet."""
+    whole = not (running.keys or running.predicate) and set(wanted.collections) <= set(running.collections)
+    return whole and running.table == wanted.table and running.rows_done == 0 and running.last_key is None

@@ -64,11 +64,12 @@ class RowSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRows:
-    """Where to read: a table by name, and its rows after a key (keyset paging)."""
+    """Where to read: a table by name, and its rows after a key (keyset paging), as far as ``predicate`` wants them."""
 
     table: str
     after_key: tuple[str, ...] | None = None
     limit: int = 1000
+    predicate: str = ""
 
 
 class RowReader(Protocol):

@@ -7,7 +7,8 @@ log says about columns and ask here only for what it does not say (document keys
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -22,11 +23,12 @@ __all__ = ["Catalog", "TableInfo", "WatchedTable"]
 _SQL = queries.load("cdc_agent.source", "catalog.sql")
 #: Types below are pinned into every database, and none of them is a domain.
 _FIRST_UNPINNED_OID = 12_000
+_NONE_KNOWN: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchedTable:
-    """A table that the configuration names, found in the catalog."""
+    """A table that the configuration names, and the oid under which its rows are. It may have another name by now."""
 
     schema: str
     name: str
@@ -73,13 +75,29 @@ class Catalog:
         self._names: dict[tuple[str, str], int] = {}
         self._base_types: dict[int, int] = {}
 
-    def watch(self, tables: Sequence[tuple[str, str]]) -> list[WatchedTable]:
-        """Find the configured tables; raises ``SourceError`` naming one that does not exist."""
-        found = [WatchedTable(schema=s, name=n, oid=self._oid(s, n)) for s, n in tables]
-        self.watched = {table.oid: table for table in found}
+    def watch(self, tables: Sequence[tuple[str, str]], known: Mapping[str, int] = _NONE_KNOWN) -> list[WatchedTable]:
+        """Find the configured tables; raises ``PreflightError`` naming one that does not exist.
+
+        ``known`` are the oids that some were known by: such a one may have another name now, or be gone.
+        """
+        found = [WatchedTable(schema=s, name=n, oid=self._oid(s, n, known.get(f"{s}.{n}"))) for s, n in tables]
+        self._watch(found)
+        return found
+
+    def follow(self, oids: Mapping[str, int]) -> None:
+        """From now on the configured tables are these. What was remembered is asked again."""
+        self.forget()
+        self._watch([replace(t, oid=oids.get(t.qualified_name, t.oid)) for t in self.watched.values()])
+
+    def present(self) -> list[WatchedTable]:
+        """The watched tables that exist, by the names that they have now."""
+        rows = [self._one("table_by_oid", (oid,)) for oid in self.watched]
+        return [WatchedTable(oid=row[0], schema=row[1], name=row[2]) for row in rows if row]
+
+    def _watch(self, tables: Sequence[WatchedTable]) -> None:
+        self.watched = {table.oid: table for table in tables}
         for oid in self.watched:
             self._names.update(((row[1], row[2]), row[0]) for row in self._all("family", {"oid": oid}))
-        return found
 
     def by_oid(self, oid: int, *, refresh: bool = False) -> TableInfo | None:
         """The table, or None when it exists no more. Remembered until ``refresh``."""
@@ -143,13 +161,15 @@ class Catalog:
             self._connection.close()
             self._connection = None
 
-    def _oid(self, schema: str, name: str) -> int:
+    def _oid(self, schema: str, name: str, known: int | None) -> int:
         row = self._one("table_oid", (schema, name))
-        if row is None:
+        if row is not None:
+            return int(row[0])
+        if known is None:
             raise PreflightError(
                 f"table {schema}.{name} does not exist", hint="correct `collections[].table`, or create the table"
             )
-        return int(row[0])
+        return known
 
     def _one(self, name: str, params: Sequence[Any]) -> Any:
         return next(iter(self._all(name, params)), None)

@@ -34,11 +34,16 @@ join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p')
 
 -- family --
--- Names of a table and of every partition below it.
+-- Names of a table and of every partition below it. (pg_partition_tree would lock them all, and wait for an ALTER TABLE.)
+with recursive tree as (
+    select %(oid)s::bigint::oid as oid
+    union
+    select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.oid
+)
 select c.oid::bigint, n.nspname, c.relname
-from pg_class c
+from tree t
+join pg_class c on c.oid = t.oid
 join pg_namespace n on n.oid = c.relnamespace
-where c.oid = %(oid)s::oid or c.oid in (select t.relid from pg_partition_tree(%(oid)s::oid::regclass) t)
 
 -- base_type --
 -- What a domain is made of, however many domains deep; any other type is its own.

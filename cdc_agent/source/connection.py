@@ -10,7 +10,6 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cdc_agent.errors import (
     ConfigError,
-    IdentityMismatch,
     SlotBusy,
     SourceAuthError,
     SourceError,
@@ -22,7 +21,7 @@ __all__ = ["classify", "connect", "error_of_result"]
 #: Value formats follow the connection's settings, so both plugins and all reads pin the same ones.
 _PINNED = (
     "-c timezone=UTC -c datestyle=ISO,YMD -c intervalstyle=postgres -c extra_float_digits=1 -c bytea_output=hex"
-    " -c client_encoding=UTF8"
+    " -c client_encoding=UTF8 -c standard_conforming_strings=on"
 )
 #: What a connection string may override: a dead peer is noticed within a minute.
 _DEFAULTS = {
@@ -52,12 +51,15 @@ def connect(dsn: str, *, replication: bool = False, connect_timeout_s: float = 1
         raise classify(exc) from exc
 
 
-def classify(exc: psycopg.Error) -> SourceError | IdentityMismatch:
-    """Our error for one of psycopg's: by SQLSTATE only, because texts vary by version and language."""
+def classify(exc: psycopg.Error) -> SourceError:
+    """Our error for one of psycopg's: by SQLSTATE only, because texts vary by version and language.
+
+    What a missing object or a wrong state means depends on the command: those who sent it know (see ``replication``).
+    """
     return _classify(exc.sqlstate, _first_line(str(exc)))
 
 
-def error_of_result(result: pq.abc.PGresult) -> SourceError | IdentityMismatch:
+def error_of_result(result: pq.abc.PGresult) -> SourceError:
     """Our error for a failed result of the low-level interface."""
     state = result.error_field(pq.DiagnosticField.SQLSTATE)
     message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"unknown error"
@@ -68,7 +70,7 @@ def _first_line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else "connection failed"
 
 
-def _classify(sqlstate: str | None, message: str) -> SourceError | IdentityMismatch:
+def _classify(sqlstate: str | None, message: str) -> SourceError:
     if sqlstate is None and "authentication failed" in message:
         # libpq reports a refused password without a SQLSTATE.
         sqlstate = "28P01"
@@ -78,12 +80,4 @@ def _classify(sqlstate: str | None, message: str) -> SourceError | IdentityMisma
         return SlotBusy(f"the slot is in use: {message}", hint="another cdc-agent is running; this one waits for it")
     if sqlstate[:2] in ("28", "42") and sqlstate in ("28000", "28P01", "42501"):
         return SourceAuthError(f"Postgres refuses us: {message}", hint="run `cdc-agent check` for the exact GRANT")
-    if sqlstate == "42704":
-        return IdentityMismatch(
-            "SLOT_LOST", message, hint="the slot or publication is gone; start with source.on_mismatch: resync"
-        )
-    if sqlstate == "55000":
-        return IdentityMismatch(
-            "SLOT_INVALIDATED", message, hint="Postgres dropped the WAL; start with source.on_mismatch: resync"
-        )
     return SourceError(f"Postgres answered {sqlstate}: {message}", hint="run `cdc-agent check`")

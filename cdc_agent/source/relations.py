@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from cdc_agent.events import Column, Relation
@@ -14,10 +14,15 @@ __all__ = ["Relations"]
 
 
 class Relations:
-    """Describes relations for the decoders. Uses the catalog's connection, so it belongs to the reader's thread."""
+    """Describes relations for the decoders. Uses the catalog's connection, so it belongs to the reader's thread.
 
-    def __init__(self, catalog: Catalog) -> None:
+    ``changed`` is called when the log describes one of our tables otherwise than before.
+    """
+
+    def __init__(self, catalog: Catalog, changed: Callable[[], None] = lambda: None) -> None:
         self._catalog = catalog
+        self._changed = changed
+        self._described: dict[int, tuple[object, ...]] = {}
 
     def describe(self, message: RelationMessage) -> Relation | None:
         """The relation of a pgoutput Relation message, or None when no watched table is among its ancestors."""
@@ -28,6 +33,7 @@ class Relations:
         root = self._catalog.root_of(info)
         if root is None:
             return None
+        self._notice(message)
         return Relation(
             oid=message.oid,
             root_oid=root,
@@ -53,6 +59,12 @@ class Relations:
         names = {number: column.name for number, column in columns.items()}
         key = tuple(names.get(info.numbers[_place(part, info)], part) for part in info.key)
         return replace(relation, schema=schema, name=name, columns=tuple(columns.values()), key=key)
+
+    def _notice(self, message: RelationMessage) -> None:
+        said = (message.schema, message.name, message.columns, message.key, message.replica_identity)
+        if self._described.setdefault(message.oid, said) != said:
+            self._described[message.oid] = said
+            self._changed()
 
     def _of_base_types(self, columns: tuple[Column, ...]) -> tuple[Column, ...]:
         """The log names a domain where SELECT names what it is made of."""

@@ -12,7 +12,7 @@ import select
 import struct
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -40,13 +40,24 @@ _REPORT_INTERVAL_S = 1.0
 _SILENT_INTERVALS = 3
 
 
+#: SQLSTATEs by which the server says that it cannot read on from a slot: it, or the publication at that place of the
+#: log, does not exist; or its WAL is gone.
+_REFUSALS = frozenset({"42704", "55000"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerIdentity:
-    """What IDENTIFY_SYSTEM says."""
+    """Who the server is and how it came about.
+
+    ``ended`` says where each earlier timeline of its history ended. ``refused`` is the SQLSTATE with which it has
+    twice running refused to stream from the same place, whatever the catalog says.
+    """
 
     system_id: str
     timeline: int
     flush_lsn: Lsn
+    ended: Mapping[int, Lsn] = field(default_factory=dict)
+    refused: str = ""
 
 
 class Alarm:
@@ -131,8 +142,15 @@ class ReplicationFeed:
         self._reported_lsn = Lsn(0)
         self._last_status = 0.0
         self._unanswered = 0
+        self._start_lsn = Lsn(0)
+        #: Where the server last refused to stream, with what, and how often running.
+        self._refused: tuple[Lsn, str, int] = (Lsn(0), "", 0)
 
     # -- lifetime ---------------------------------------------------------------------------------------------
+
+    def use_options(self, options: Mapping[str, str]) -> None:
+        """Stream with these options of the plugin from the next ``start`` on."""
+        self._options = dict(options)
 
     def open(self) -> ServerIdentity:
         """Connect and ask who the server is. Nothing streams yet."""
@@ -142,21 +160,33 @@ class ReplicationFeed:
         try:
             row = self._connection.execute("IDENTIFY_SYSTEM").fetchone()
             assert row is not None
+            _refuse_standby(self._connection)
             self._limit_status_interval(self._connection)
+            ended = _ended_timelines(self._connection, int(row[1]))
         except psycopg.Error as exc:
             raise classify(exc) from exc
-        return ServerIdentity(system_id=row[0], timeline=int(row[1]), flush_lsn=Lsn.parse(row[2]))
+        _, sqlstate, times = self._refused
+        return ServerIdentity(
+            system_id=row[0],
+            timeline=int(row[1]),
+            flush_lsn=Lsn.parse(row[2]),
+            ended=ended,
+            refused=sqlstate if times > 1 else "",
+        )
 
     def start(self, start_lsn: Lsn) -> None:
         """Begin streaming commits that end after ``start_lsn``, which must be durable with us already."""
         connection = self._opened()
         pgconn = connection.pgconn
+        self._start_lsn = start_lsn
+        if start_lsn != self._refused[0]:
+            self._refused = (start_lsn, "", 0)
         try:
             result = pgconn.exec_(_start_command(connection, self._slot_name, start_lsn, self._options))
         except psycopg.Error as exc:
             raise classify(exc) from exc
         if result.status != pq.ExecStatus.COPY_BOTH:
-            raise error_of_result(result)
+            raise self._failure(result)
         pgconn.nonblocking = 1
         self.received_lsn = self._flushed_lsn = start_lsn
         self.idle_lsn = Lsn(0)
@@ -203,6 +233,9 @@ class ReplicationFeed:
     def acknowledge(self, lsn: Lsn) -> None:
         """Everything up to ``lsn`` is durable with us. Reported at the next status update."""
         self._flushed_lsn = max(self._flushed_lsn, lsn)
+        if lsn > self._start_lsn:
+            # What was sent before a refusal comes again with the next one; only this is progress.
+            self._refused = (Lsn(0), "", 0)
 
     def ask(self) -> None:
         """Ask the server where it is; its keepalive moves ``idle_lsn``."""
@@ -253,8 +286,19 @@ class ReplicationFeed:
     def _ended(self) -> None:
         result = self._opened().pgconn.get_result()
         if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
-            raise error_of_result(result)
+            raise self._failure(result)
         raise SourceUnavailable("the server ended the replication stream", hint="it is probably shutting down")
+
+    def _failure(self, result: pq.abc.PGresult) -> SourceError:
+        """What the server does not stream from is looked at on the next connection, before anything is concluded."""
+        sqlstate = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+        error = error_of_result(result)
+        if sqlstate not in _REFUSALS:
+            return error
+        self._refused = (self._start_lsn, sqlstate, self._refused[2] + 1)
+        return SourceUnavailable(
+            f"the server refuses to stream: {error.message}", hint="slot and publication are being checked"
+        )
 
     def _wait(self, timeout_s: float) -> None:
         poller = select.poll()
@@ -321,6 +365,27 @@ def _start_command(connection: psycopg.Connection[Any], slot: str, start: Lsn, o
     # The walsender's grammar knows only '...' with doubled quotes; psycopg's Literal may write E'...'.
     pairs = ", ".join(f"\"{name}\" '{value.replace(chr(39), chr(39) * 2)}'" for name, value in options.items())
     return f"START_REPLICATION SLOT {sql.Identifier(slot).as_string(connection)} LOGICAL {start} ({pairs})".encode()
+
+
+def _refuse_standby(connection: psycopg.Connection[Any]) -> None:
+    """A standby takes no marks, and its position is behind that of its primary for good reasons."""
+    row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+    if row is not None and row[0]:
+        raise SourceUnavailable(
+            "the server is a standby", hint="waiting until it is promoted; else let source.dsn lead to the primary"
+        )
+
+
+def _ended_timelines(connection: psycopg.Connection[Any], timeline: int) -> dict[int, Lsn]:
+    """Where each timeline before this one ended; empty for the first one, and where its history file is gone."""
+    if timeline == 1:
+        return {}
+    result = connection.pgconn.exec_(f"TIMELINE_HISTORY {timeline}".encode())
+    if result.status != pq.ExecStatus.TUPLES_OK:
+        return {}
+    text = (result.get_value(0, 1) or b"").decode("utf-8", "replace")
+    lines = [line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return {int(words[0]): Lsn.parse(words[1]) for words in lines}
 
 
 _UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}

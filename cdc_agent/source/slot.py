@@ -18,24 +18,29 @@ from cdc_agent.errors import PreflightError, SourceUnavailable
 from cdc_agent.lsn import Lsn
 from cdc_agent.source.connection import classify, connect
 
-__all__ = ["SlotStatus", "create_slot", "describe", "drop", "ensure_publication"]
+__all__ = ["SlotStatus", "adding", "create_slot", "describe", "drop", "ensure_publication", "publication_oid"]
 
 _SQL = queries.load("cdc_agent.source", "slot.sql")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotStatus:
-    """One row of ``pg_replication_slots``. ``retained_bytes``: WAL kept for it; ``lag_bytes``: not yet acknowledged."""
+    """One row of ``pg_replication_slots``. ``retained_bytes``: WAL kept for it; ``lag_bytes``: not yet acknowledged.
+
+    ``ours``: it is a logical slot of the database that was asked. ``invalidation`` is why the server gave it up.
+    """
 
     name: str
-    plugin: str
-    database: str
+    plugin: str | None
+    database: str | None
     active_pid: int | None
     wal_status: str | None
     confirmed_flush_lsn: Lsn | None
     restart_lsn: Lsn | None
     retained_bytes: int | None
     lag_bytes: int | None
+    ours: bool = True
+    invalidation: str | None = None
 
 
 def describe(dsn: str, slot_name: str) -> SlotStatus | None:
@@ -51,7 +56,7 @@ def describe_on(connection: psycopg.Connection[Any], slot_name: str) -> SlotStat
     row = connection.execute(_SQL["describe_slot"], (slot_name,)).fetchone()
     if row is None:
         return None
-    name, plugin, database, pid, wal_status, confirmed, restart, retained, lag = row
+    name, plugin, database, pid, wal_status, confirmed, restart, retained, lag, ours, invalidation = row
     return SlotStatus(
         name=name,
         plugin=plugin,
@@ -62,6 +67,8 @@ def describe_on(connection: psycopg.Connection[Any], slot_name: str) -> SlotStat
         restart_lsn=Lsn.parse(restart) if restart else None,
         retained_bytes=retained,
         lag_bytes=lag,
+        ours=ours,
+        invalidation=invalidation,
     )
 
 
@@ -114,12 +121,28 @@ def _blockers(dsn: str) -> str:
     return ", ".join(map(str, row[0])) if row and row[0] else "unknown"
 
 
-def ensure_publication(dsn: str, *, name: str, tables: Sequence[tuple[str, str]], table_oids: Sequence[int]) -> None:
-    """Create the publication, or add the tables it lacks. Never drops a member."""
+def publication_oid(dsn: str, name: str) -> int:
+    """Which publication has this name now; 0 when none has."""
     try:
         with connect(dsn) as connection:
             row = connection.execute(_SQL["publication"], (name,)).fetchone()
+    except psycopg.Error as exc:
+        raise classify(exc) from exc
+    return int(row[0]) if row else 0
+
+
+def ensure_publication(
+    dsn: str, *, name: str, tables: Sequence[tuple[str, str]], table_oids: Sequence[int], create: bool = True
+) -> None:
+    """Create the publication (unless told not to), or add the tables it lacks. Never drops a member."""
+    try:
+        with connect(dsn) as connection:
+            # A VACUUM of the table, or an ALTER TABLE, may hold it for hours.
+            connection.execute("set lock_timeout = '10s'")
+            row = connection.execute(_SQL["publication"], (name,)).fetchone()
             if row is None:
+                if not create:
+                    return
                 connection.execute(
                     sql.SQL("create publication {} for table {}").format(sql.Identifier(name), _table_list(tables))
                 )
@@ -131,6 +154,11 @@ def ensure_publication(dsn: str, *, name: str, tables: Sequence[tuple[str, str]]
                 connection.execute(
                     sql.SQL("alter publication {} add table {}").format(sql.Identifier(name), _table_list(missing))
                 )
+    except psycopg.errors.LockNotAvailable as exc:
+        raise SourceUnavailable(
+            f"publication {name} cannot be altered while somebody holds a lock on its tables",
+            hint="wait for the ALTER TABLE or VACUUM, or end it; the daemon tries again",
+        ) from exc
     except psycopg.errors.InsufficientPrivilege as exc:
         raise PreflightError(
             f"no right to create or alter publication {name}: {str(exc).splitlines()[0]}",
@@ -138,6 +166,12 @@ def ensure_publication(dsn: str, *, name: str, tables: Sequence[tuple[str, str]]
         ) from exc
     except psycopg.Error as exc:
         raise classify(exc) from exc
+
+
+def adding(publication: str, schema: str, table: str) -> str:
+    """The SQL that adds a table, for an operator to run."""
+    members = sql.SQL("alter publication {} add table {};")
+    return members.format(sql.Identifier(publication), sql.Identifier(schema, table)).as_string(None)
 
 
 def _refuse_via_root(name: str, via_root: bool) -> None:

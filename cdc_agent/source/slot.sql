@@ -4,8 +4,11 @@ select slot_name, plugin, database, active_pid, wal_status, confirmed_flush_lsn:
        (pg_wal_lsn_diff(case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end,
                         restart_lsn))::bigint,
        (pg_wal_lsn_diff(case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end,
-                        confirmed_flush_lsn))::bigint
-from pg_replication_slots
+                        confirmed_flush_lsn))::bigint,
+       coalesce(database = current_database(), false),
+       -- No version before 17 has this column.
+       to_jsonb(s) ->> 'invalidation_reason'
+from pg_replication_slots s
 where slot_name = %s
 
 -- drop_slot --

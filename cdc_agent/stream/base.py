@@ -50,6 +50,28 @@ class Stream(Protocol):
         """
         ...
 
+    def ledger(self) -> str:
+        """The uuid of the ledger that this stream belongs to, empty before it has one."""
+        ...
+
+    def tie(self, ledger: str) -> None:
+        """From now on the stream belongs to this ledger."""
+        ...
+
+    def begin_at(self, offset: int) -> None:
+        """An empty stream counts on from here: its readers are there already."""
+        ...
+
+    def check(self, after_offset: int) -> None:
+        """Raise ``IdentityMismatch`` when an entry after ``after_offset`` is not as it was written."""
+        ...
+
+    def rebase(self, captured_lsn: Lsn) -> None:
+        """The source's history is another one: what is here is void, and the position moves to ``captured_lsn``,
+        which may be before it. Offsets go on counting; readers go on behind what is void. Nobody may append
+        meanwhile."""
+        ...
+
     def position(self) -> Position:
         """What is durable."""
         ...
@@ -69,6 +91,18 @@ class Stream(Protocol):
 
     def release(self, consumer: str, offset: int) -> None:
         """``consumer`` will never read at or before ``offset`` again; retention may remove it."""
+        ...
+
+    def consumers(self) -> list[str]:
+        """Who retention waits for."""
+        ...
+
+    def released(self, consumer: str) -> int:
+        """How far ``consumer`` said that it is; 0 if it never did."""
+        ...
+
+    def forget(self, consumer: str) -> None:
+        """``consumer`` is no more; retention does not wait for it."""
         ...
 
     def size_bytes(self) -> int:

@@ -4,7 +4,8 @@ create table if not exists block (
     first_offset integer primary key,
     count        integer not null,
     written_at   real    not null,
-    payload      blob    not null
+    payload      blob    not null,
+    checksum     integer not null
 );
 -- One row: how much of the source is here. The version is that of this schema.
 create table if not exists position (
@@ -13,27 +14,60 @@ create table if not exists position (
     captured_lsn    integer not null,
     partial_lsn     integer,
     partial_ordinal integer,
-    head_offset     integer not null
+    head_offset     integer not null,
+    -- Entries up to here are void: they told of a history that never happened. Readers go on behind them.
+    void_offset     integer not null,
+    -- The ledger that this stream belongs to, empty before it has one.
+    ledger          text    not null,
+    -- Of everything above: a byte that flipped on its disk must not pass for a position.
+    checksum        integer not null
 );
 -- What retention must keep: nobody reads at or before the smallest released offset again.
 create table if not exists consumer (
     name     text primary key,
     released integer not null
 );
-insert or ignore into position values (1, 1, 0, null, null, 0);
+insert or ignore into position values (1, 1, 0, null, null, 0, 0, '', 0);
 
 -- insert_block --
-insert into block values (?, ?, ?, ?)
+insert into block values (?, ?, ?, ?, ?)
 
 -- save_position --
 update position set captured_lsn = ?, partial_lsn = ?, partial_ordinal = ?, head_offset = ? where id = 1
 
 -- load_position --
-select version, captured_lsn, partial_lsn, partial_ordinal, head_offset from position where id = 1
+select version, captured_lsn, partial_lsn, partial_ordinal, head_offset, void_offset, ledger, checksum from position
+where id = 1
+
+-- seal_position --
+-- Ends every change of the position.
+update position set checksum = seal(captured_lsn, partial_lsn, partial_ordinal, head_offset, void_offset, ledger)
+where id = 1
+
+-- tie --
+update position set ledger = ? where id = 1
+
+-- begin_at --
+update position set head_offset = ?1, void_offset = ?1 where id = 1
+
+-- consumers --
+select name from consumer order by name
+
+-- consumer --
+select released from consumer where name = ?
+
+-- checksums --
+select first_offset, payload, checksum from block where first_offset + count - 1 > ? order by first_offset
+
+-- rebase_position --
+update position set captured_lsn = ?, partial_lsn = null, partial_ordinal = null, void_offset = head_offset where id = 1
+
+-- rebase_blocks --
+delete from block
 
 -- block_after --
 -- The block that holds the entry after an offset, or the first one behind a gap.
-select first_offset, count, payload from block
+select first_offset, count, payload, checksum from block
 where first_offset >= coalesce((select max(first_offset) from block where first_offset <= ?1 + 1), 0)
 order by first_offset limit 1
 
@@ -45,6 +79,9 @@ select coalesce(sum(length(payload)), 0) from block
 
 -- release --
 insert into consumer values (?, ?) on conflict (name) do update set released = max(released, excluded.released)
+
+-- forget --
+delete from consumer where name = ?
 
 -- released --
 select min(released) from consumer

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 from cdc_agent import queries
-from cdc_agent.errors import StreamError, StreamFull
+from cdc_agent.errors import IdentityMismatch, StreamError, StreamFull
 from cdc_agent.events import ChangeEvent, Transaction
 from cdc_agent.lsn import Lsn, Version
-from cdc_agent.sqlite_file import open_file
+from cdc_agent.sqlite_file import DAMAGED_HINT, is_damage, is_new, open_file, schema_is
 from cdc_agent.stream import codec
 from cdc_agent.stream.base import Batch, Position
 
@@ -25,6 +27,8 @@ __all__ = ["SqliteStream"]
 
 _SQL = queries.load("cdc_agent.stream", "schema.sql")
 _VERSION = 1
+#: The state of a stream whose file is not as it was written.
+_CORRUPT = "STREAM_CORRUPT"
 #: A block is cut at about this many bytes or changes.
 _BLOCK_BYTES = 1 << 20
 _BLOCK_CHANGES = 5_000
@@ -48,18 +52,64 @@ class SqliteStream:
         self._max_bytes = max_bytes
         self._retention_s = retention_s
         self._wall_clock = wall_clock
-        self._writer = open_file(path, StreamError, page_bytes=_PAGE_BYTES)
-        self._writer.executescript(_SQL["schema"])
-        self._reader = open_file(path, StreamError)
+        self._path = path
+        #: What was found damaged while it was in use.
+        self.damage: IdentityMismatch | None = None
+        self._writer = open_file(path, StreamError, page_bytes=_PAGE_BYTES, corrupt=_CORRUPT)
+        self._make_tables()
+        self._reader = open_file(path, StreamError, corrupt=_CORRUPT)
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._moved = threading.Condition()
-        self._position, self._head = self._load()
+        with self._translated("read"):
+            self._position, self._head, self._void = self._load()
         self._size: int = self._writer.execute(_SQL["size"]).fetchone()[0]
         self._next_prune = 0.0
         self._wakes = 0
         self._wake_next = False
         self._last_block: tuple[int, codec.Block] | None = None
+
+    def _make_tables(self) -> None:
+        with self._translated("opened"):
+            self._writer.create_function("seal", -1, _seal, deterministic=True)
+            new = is_new(self._writer)
+            if not new and not schema_is(self._writer, _SQL["schema"]):
+                raise self._damaged("its tables are not as they were made")
+            self._writer.executescript(_SQL["schema"])
+            if new:
+                self._writer.execute(_SQL["seal_position"])
+
+    def ledger(self) -> str:
+        with self._read_lock, self._translated("read"):
+            return str(self._reader.execute(_SQL["load_position"]).fetchone()[6])
+
+    def tie(self, ledger: str) -> None:
+        with self._write_lock, self._translated("written"), _transaction(self._writer):
+            self._writer.execute(_SQL["tie"], (ledger,))
+            self._writer.execute(_SQL["seal_position"])
+
+    def begin_at(self, offset: int) -> None:
+        with self._write_lock, self._translated("written"):
+            if self._head:
+                raise StreamError(f"the stream is at {self._head} already", hint="only an empty one can begin anywhere")
+            with _transaction(self._writer):
+                self._writer.execute(_SQL["begin_at"], (offset,))
+                self._writer.execute(_SQL["seal_position"])
+            with self._moved:
+                self._position, self._head, self._void = self._load()
+
+    def check(self, after_offset: int) -> None:
+        with self._read_lock, self._translated("read"):
+            for first, payload, checksum in self._reader.execute(_SQL["checksums"], (after_offset,)):
+                self._check_block(first, payload, checksum)
+
+    def _check_block(self, first: int, payload: bytes, checksum: int) -> None:
+        if not isinstance(payload, bytes) or crc32(payload) != checksum:
+            raise self._damaged(f"the entries from offset {first} on are not as they were written")
+
+    def _damaged(self, what: object) -> IdentityMismatch:
+        self.damage = IdentityMismatch(_CORRUPT, f"{self._path} is damaged: {what}", hint=DAMAGED_HINT)
+        return self.damage
 
     # -- writing ----------------------------------------------------------------------------------------------
 
@@ -97,10 +147,11 @@ class SqliteStream:
         now = self._wall_clock()
         with _transaction(self._writer):
             for count, payload in blocks:
-                self._writer.execute(_SQL["insert_block"], (head + 1, count, now, payload))
+                self._writer.execute(_SQL["insert_block"], (head + 1, count, now, payload, crc32(payload)))
                 head += count
             place = (partial.commit_lsn, partial.ordinal) if partial else (None, None)
             self._writer.execute(_SQL["save_position"], (position.captured_lsn, *place, head))
+            self._writer.execute(_SQL["seal_position"])
         self._size += sum(len(payload) for _, payload in blocks)
         return head
 
@@ -131,9 +182,34 @@ class SqliteStream:
             self._writer.execute(_SQL["delete_blocks"], (cut,))
             self._size -= freed
 
+    def rebase(self, captured_lsn: Lsn) -> None:
+        with self._write_lock, self._read_lock, self._translated("written"):
+            with _transaction(self._writer):
+                self._writer.execute(_SQL["rebase_blocks"])
+                self._writer.execute(_SQL["rebase_position"], (captured_lsn,))
+                self._writer.execute(_SQL["seal_position"])
+            self._size = 0
+            self._last_block = None
+            with self._moved:
+                self._position, self._head, self._void = self._load()
+                self._moved.notify_all()
+
     def release(self, consumer: str, offset: int) -> None:
         with self._write_lock, self._translated("written"):
             self._writer.execute(_SQL["release"], (consumer, offset))
+
+    def consumers(self) -> list[str]:
+        with self._read_lock, self._translated("read"):
+            return [row[0] for row in self._reader.execute(_SQL["consumers"])]
+
+    def released(self, consumer: str) -> int:
+        with self._read_lock, self._translated("read"):
+            row = self._reader.execute(_SQL["consumer"], (consumer,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def forget(self, consumer: str) -> None:
+        with self._write_lock, self._translated("written"):
+            self._writer.execute(_SQL["forget"], (consumer,))
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -157,7 +233,7 @@ class SqliteStream:
         position, head = self._await(after_offset, wait_s)
         events: list[ChangeEvent] = []
         applied = Lsn(0)
-        offset = after_offset
+        offset = max(after_offset, self._void)
         while len(events) < limit and offset < head:
             first, block = self._block_after(offset)
             start = offset + 1 - first
@@ -190,6 +266,7 @@ class SqliteStream:
                     f"entries after offset {offset} are not in the stream any more",
                     hint="retention removed them or the stream file is another one; run `cdc-agent resync`",
                 )
+            self._check_block(row[0], row[2], row[3])
             self._last_block = (row[0], codec.decode(row[2]))
             return self._last_block
 
@@ -214,14 +291,21 @@ class SqliteStream:
                 raise StreamFull(
                     "the disk under the stream is full", hint="free space; reading goes on by itself"
                 ) from exc
+            if is_damage(exc):
+                raise self._damaged(exc) from exc
             raise StreamError(f"the stream cannot be {what}: {exc}", hint="check the file and its disk") from exc
 
-    def _load(self) -> tuple[Position, int]:
-        version, captured, lsn, ordinal, head = self._writer.execute(_SQL["load_position"]).fetchone()
+    def _load(self) -> tuple[Position, int, int]:
+        row = self._writer.execute(_SQL["load_position"]).fetchone()
+        if row is None:
+            raise self._damaged("it has no position")
+        version, captured, lsn, ordinal, head, void, ledger, checksum = row
         if version != _VERSION:
             raise StreamError(f"stream file of version {version}", hint="it was written by another cdc-agent version")
+        if _seal(captured, lsn, ordinal, head, void, ledger) != checksum:
+            raise self._damaged("its position is not as it was written")
         partial = Version(Lsn(lsn), ordinal) if lsn is not None else None
-        return Position(captured_lsn=Lsn(captured), partial=partial), head
+        return Position(captured_lsn=Lsn(captured), partial=partial), head, void
 
 
 class _transaction:
@@ -240,6 +324,10 @@ class _transaction:
         finally:
             if self._connection.in_transaction:
                 self._connection.execute("rollback")
+
+
+def _seal(*values: Any) -> int:
+    return crc32(repr(values).encode())
 
 
 def _after(position: Position, tx: Transaction) -> Position:

@@ -51,6 +51,33 @@ class VectorStore(Protocol):
         """
         ...
 
+    def marker(self, name: str) -> dict[str, Any]:
+        """The collection's metadata as it is in the store now."""
+        ...
+
+    def set_marker(self, name: str, marker: Mapping[str, MetadataValue]) -> None:
+        """Replace the collection's metadata; what is in it stays."""
+        ...
+
+    def recreate_collection(self, name: str, *, dimensions: int, marker: Mapping[str, MetadataValue]) -> None:
+        """Remove the collection with everything in it, and create it again under the name that it has in the store."""
+        ...
+
+    def stored(self) -> dict[str, dict[str, Any]]:
+        """Every collection in the store: its metadata, by the name that it has there."""
+        ...
+
+    def alias(self, name: str, stored_as: str) -> None:
+        """What we call ``name`` has the name ``stored_as`` in the store. Without this both are the same."""
+        ...
+
+    def rename_collection(self, name: str, stored_as: str) -> None:
+        """Give what we call ``name`` another name in the store. Calls under way go on, and we go on calling it so.
+
+        Raises ``StoreRejected`` when another collection has that name.
+        """
+        ...
+
     def upsert(self, collection: str, records: Sequence[Record]) -> None:
         """Write records; replaces text, vector and metadata of an id. None values in metadata remove the key."""
         ...

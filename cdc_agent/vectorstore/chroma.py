@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import methodcaller
+from operator import attrgetter, methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,15 @@ import numpy.typing as npt
 from cdc_agent.documents.model import MetadataValue
 from cdc_agent.errors import StoreRejected, StoreUnavailable, VectorStoreError
 from cdc_agent.vectorstore.base import Hit, Record
-from cdc_agent.vectorstore.records import CollectionMissing, check_metadata, check_records, last_of_each_id, pages
+from cdc_agent.vectorstore.records import (
+    CollectionMissing,
+    StoreFailing,
+    StoreHungUp,
+    check_metadata,
+    check_records,
+    last_of_each_id,
+    pages,
+)
 
 __all__ = ["ChromaStore"]
 
@@ -36,9 +44,14 @@ PAGE_OVERLAP = 200
 CONNECT_TIMEOUT_S = 5.0
 PING_TIMEOUT_S = 2.0
 _WHERE = "is the Chroma server running? `vectorstore.host` and `vectorstore.port` say where"
+#: What Chroma says when one id of a call is in its tables and not in its index, as during a delete.
+_ONE_ID = ("Error finding id", "Error getting embedding")
+#: What it says when it cannot write: nothing is damaged by that.
+_NO_ROOM = ("disk is full", "No space left", "readonly database", "disk I/O error")
 #: Statuses that blame what was sent.
 REFUSED = frozenset({400, 409, 413, 422})
 TOO_LARGE = 413
+FAILED = 500
 
 _COSINE = {"hnsw": {"space": "cosine"}}
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -57,6 +70,7 @@ class ChromaStore:
         self._close = close
         self._handles: dict[str, Any] = {}
         self._dimensions: dict[str, int] = {}
+        self._aliases: dict[str, str] = {}
 
     @classmethod
     def http(
@@ -97,11 +111,50 @@ class ChromaStore:
     def open_collection(self, name: str, *, dimensions: int, marker: Mapping[str, MetadataValue]) -> dict[str, Any]:
         metadata = {key: value for key, value in marker.items() if value is not None} | {"hnsw:space": "cosine"}
         with _translated():
-            model = self._api.create_collection(name, metadata=metadata, configuration=_COSINE, get_or_create=True)
+            model = self._api.create_collection(
+                self._name_of(name), metadata=metadata, configuration=_COSINE, get_or_create=True
+            )
             handle = self._handles[name] = _handle(self._api, model)
         self._dimensions[name] = dimensions
         _check_cosine(name, handle.configuration_json)
         return dict(handle.metadata or {})
+
+    def marker(self, name: str) -> dict[str, Any]:
+        # Looked up anew: a handle keeps the metadata of its beginning.
+        self._handles.pop(name, None)
+        return dict(self._with(name, attrgetter("metadata")) or {})
+
+    def set_marker(self, name: str, marker: Mapping[str, MetadataValue]) -> None:
+        # Chroma refuses any word about the distance here, also the right one; the configuration keeps it.
+        metadata = {key: value for key, value in marker.items() if value is not None and key != "hnsw:space"}
+        self._with(name, methodcaller("modify", metadata=metadata))
+
+    def recreate_collection(self, name: str, *, dimensions: int, marker: Mapping[str, MetadataValue]) -> None:
+        stored_as = self._name_of(name)
+        self.drop_collection(name)
+        self._aliases[name] = stored_as
+        self.open_collection(name, dimensions=dimensions, marker=marker)
+
+    def stored(self) -> dict[str, dict[str, Any]]:
+        with _translated():
+            return {str(model.name): dict(model.metadata or {}) for model in self._api.list_collections()}
+
+    def alias(self, name: str, stored_as: str) -> None:
+        self._aliases[name] = stored_as
+
+    def rename_collection(self, name: str, stored_as: str) -> None:
+        # By identity: who holds a handle, here or elsewhere, does not notice.
+        try:
+            self._with(name, methodcaller("modify", name=stored_as))
+        except StoreUnavailable as exc:
+            # Chroma calls a name that is taken an internal error.
+            if stored_as in self.stored():
+                raise StoreRejected(f"there is a collection {stored_as} already") from exc
+            raise
+        self._aliases[name] = stored_as
+
+    def _name_of(self, collection: str) -> str:
+        return self._aliases.get(collection, collection)
 
     def upsert(self, collection: str, records: Sequence[Record]) -> None:
         check_records(records, dimensions=self._dimensions.get(collection))
@@ -146,9 +199,23 @@ class ChromaStore:
         include = ["documents", "metadatas", *(["embeddings"] if with_embeddings else [])]
         records: list[Record] = []
         for page in pages(list(dict.fromkeys(ids)), RECORDS_PER_CALL):
-            found = self._with(collection, methodcaller("get", ids=list(page), include=include))
-            records.extend(_records(found, with_embeddings))
+            records.extend(self._get_or_halve(collection, page, include))
         return records
+
+    def _get_or_halve(self, collection: str, ids: Sequence[str], include: Sequence[str]) -> list[Record]:
+        """One call; if it fails because of one id, which then is probably being deleted, two with half of them."""
+        try:
+            found = self._with(collection, methodcaller("get", ids=list(ids), include=list(include)))
+            return _records(found, "embeddings" in include)
+        except StoreFailing as exc:
+            if not any(words in exc.message for words in _ONE_ID):
+                raise
+            if len(ids) == 1:
+                if not self._with(collection, methodcaller("get", ids=list(ids), include=[]))["ids"]:
+                    return []
+                raise
+        middle = len(ids) // 2
+        return [r for half in (ids[:middle], ids[middle:]) for r in self._get_or_halve(collection, half, include)]
 
     def ids(self, collection: str) -> Iterator[list[str]]:
         """Every id that is there all the time, at least once; one that many deletes move may be named again.
@@ -176,7 +243,7 @@ class ChromaStore:
         self._dimensions.pop(name, None)
         with _translated():
             try:
-                self._api.delete_collection(name)
+                self._api.delete_collection(self._name_of(name))
             except _not_found():
                 # Already gone is what was asked for.
                 return
@@ -213,7 +280,7 @@ class ChromaStore:
                 except _not_found():
                     self._handles.pop(name, None)
             try:
-                handle = self._handles[name] = _handle(self._api, self._api.get_collection(name))
+                handle = self._handles[name] = _handle(self._api, self._api.get_collection(self._name_of(name)))
                 return act(handle)
             except _not_found() as exc:
                 raise CollectionMissing(name) from exc
@@ -314,10 +381,8 @@ def _translated() -> Iterator[None]:
 
 
 def _translation(exc: Exception) -> VectorStoreError:
-    if isinstance(exc, httpx.TimeoutException):
-        return StoreUnavailable("the vector store did not answer in time", hint="it may be overloaded; look at its log")
     if isinstance(exc, httpx.TransportError):
-        return StoreUnavailable(f"the vector store cannot be reached: {exc}", hint=_WHERE)
+        return _of_network(exc)
     # The answer was no JSON: a proxy, or another kind of server.
     if isinstance(exc, (json.JSONDecodeError, KeyError)):
         return StoreUnavailable("the vector store answered with something that Chroma does not say", hint=_WHERE)
@@ -326,7 +391,17 @@ def _translation(exc: Exception) -> VectorStoreError:
         return _TooLarge("the vector store takes no record this large", hint="store less metadata with each chunk")
     if status in REFUSED:
         return StoreRejected(f"the vector store refuses this: {_first_line(exc)}")
-    return StoreUnavailable(f"the vector store failed: {_first_line(exc)}", hint=_hint(status, exc))
+    failing = status == FAILED and not any(words in str(exc) for words in _NO_ROOM)
+    kind = StoreFailing if failing else StoreUnavailable
+    return kind(f"the vector store failed: {_first_line(exc)}", hint=_hint(status, exc))
+
+
+def _of_network(exc: httpx.TransportError) -> StoreUnavailable:
+    if isinstance(exc, httpx.TimeoutException):
+        return StoreUnavailable("the vector store did not answer in time", hint="it may be overloaded; look at its log")
+    if isinstance(exc, (httpx.RemoteProtocolError, httpx.ReadError)):
+        return StoreHungUp(f"the vector store cannot be reached: {exc}", hint=_WHERE)
+    return StoreUnavailable(f"the vector store cannot be reached: {exc}", hint=_WHERE)
 
 
 def _status(exc: Exception) -> int | None:

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +25,7 @@ from typing import IO
 import httpx
 
 from cdc_agent.errors import ConfigError, StoreUnavailable, VectorStoreError
+from cdc_agent.sqlite_file import file_is_damaged, put_aside
 
 __all__ = ["ChromaServer"]
 
@@ -34,6 +36,8 @@ STEADY_S = 60.0
 #: First and longest wait before a server that died is started again.
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 60.0
+#: So many deaths in a row are no accident.
+YOUNG_DEATHS = 3
 #: The log file is put aside at start when it is larger, one old file is kept.
 LARGEST_LOG_BYTES = 10 * 1024 * 1024
 #: How much of the log stands in an error.
@@ -86,6 +90,8 @@ class ChromaServer:
         self._born = 0.0
         self._deaths = 0
         self._not_before = 0.0
+        self._renew_wanted = threading.Event()
+        self._renewed = threading.Event()
 
     @property
     def pid(self) -> int | None:
@@ -116,12 +122,47 @@ class ChromaServer:
         """
         if self._lock is None:
             return False
+        if self._renew_wanted.is_set():
+            self._begin_afresh()
+            return False
         if self.is_alive:
             return True
         self._note_death()
         if self._clock() >= self._not_before:
             self._spawn_again()
         return False
+
+    @property
+    def dies_young(self) -> bool:
+        """Whether it has died again and again, each time soon after its start."""
+        return self._deaths >= YOUNG_DEATHS
+
+    def damaged(self) -> bool:
+        """Whether SQLite says that the store's main file is damaged."""
+        return file_is_damaged(self.path / "chroma.sqlite3")
+
+    def renew(self, timeout_s: float = 60.0) -> None:
+        """Put the folder aside and run on an empty one. Returns when it answers; from another thread than the main
+        one only while that calls ``watch``. Raises ``VectorStoreError`` when it does not."""
+        if threading.current_thread() is threading.main_thread():
+            self._begin_afresh()
+        else:
+            self._renewed.clear()
+            self._renew_wanted.set()
+            if not self._renewed.wait(timeout_s):
+                raise StoreUnavailable("the Chroma server was not started on an empty folder in time")
+        self._wait_for_heartbeat()
+
+    def _begin_afresh(self) -> None:
+        if self._child is not None:
+            _end(self._child, self._stop_timeout_s)
+            self._child = None
+        logger.warning("store put aside folder=%s", put_aside(self.path))
+        self.path.mkdir(parents=True)
+        self._deaths = 0
+        self._spawn()
+        self._renew_wanted.clear()
+        self._renewed.set()
 
     def stop(self) -> None:
         """SIGTERM, after ``stop_timeout_s`` SIGKILL; returns when the process is gone. May be called twice."""

@@ -38,13 +38,45 @@ class MemoryStore:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._collections: dict[str, _Collection] = {}
+        self._aliases: dict[str, str] = {}
 
     def open_collection(self, name: str, *, dimensions: int, marker: Mapping[str, MetadataValue]) -> dict[str, Any]:
         with self._lock:
-            if name not in self._collections:
+            stored_as = self._aliases.get(name, name)
+            if stored_as not in self._collections:
                 metadata = {**_without_none(marker), "hnsw:space": "cosine"}
-                self._collections[name] = _Collection(dimensions=dimensions, metadata=metadata)
-            return dict(self._collections[name].metadata)
+                self._collections[stored_as] = _Collection(dimensions=dimensions, metadata=metadata)
+            return dict(self._collections[stored_as].metadata)
+
+    def marker(self, name: str) -> dict[str, Any]:
+        with self._lock:
+            return dict(self._find(name).metadata)
+
+    def set_marker(self, name: str, marker: Mapping[str, MetadataValue]) -> None:
+        with self._lock:
+            self._find(name).metadata = _without_none(marker)
+
+    def recreate_collection(self, name: str, *, dimensions: int, marker: Mapping[str, MetadataValue]) -> None:
+        with self._lock:
+            self._collections.pop(self._aliases.get(name, name), None)
+        self.open_collection(name, dimensions=dimensions, marker=marker)
+
+    def stored(self) -> dict[str, dict[str, Any]]:
+        with self._lock:
+            return {name: dict(collection.metadata) for name, collection in self._collections.items()}
+
+    def alias(self, name: str, stored_as: str) -> None:
+        with self._lock:
+            self._aliases[name] = stored_as
+
+    def rename_collection(self, name: str, stored_as: str) -> None:
+        with self._lock:
+            found = self._find(name)
+            if self._collections.get(stored_as, found) is not found:
+                raise StoreRejected(f"there is a collection {stored_as} already")
+            del self._collections[self._aliases.get(name, name)]
+            self._collections[stored_as] = found
+            self._aliases[name] = stored_as
 
     def upsert(self, collection: str, records: Sequence[Record]) -> None:
         with self._lock:
@@ -110,7 +142,7 @@ class MemoryStore:
 
     def drop_collection(self, name: str) -> None:
         with self._lock:
-            self._collections.pop(name, None)
+            self._collections.pop(self._aliases.get(name, name), None)
 
     def ping(self) -> None:
         """Memory always answers."""
@@ -120,7 +152,7 @@ class MemoryStore:
 
     def _find(self, name: str) -> _Collection:
         try:
-            return self._collections[name]
+            return self._collections[self._aliases.get(name, name)]
         except KeyError as exc:
             raise CollectionMissing(name) from exc
 

@@ -12,10 +12,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cdc_agent.errors import StoreRejected
+from cdc_agent.errors import StoreRejected, StoreUnavailable, VectorStoreError
 from cdc_agent.vectorstore.base import Record
 
-__all__ = ["CollectionMissing", "check_metadata", "check_records", "last_of_each_id", "pages"]
+__all__ = [
+    "CollectionDamaged",
+    "CollectionMissing",
+    "StoreFailing",
+    "StoreHungUp",
+    "check_metadata",
+    "check_records",
+    "last_of_each_id",
+    "pages",
+]
 
 #: Metadata keys with a meaning of their own in Chroma.
 RESERVED_KEYS = frozenset({"chroma:document"})
@@ -32,6 +41,25 @@ class CollectionMissing(StoreRejected):
             hint="if it was deleted by hand, `cdc-agent resync` builds it again",
         )
         self.collection = collection
+
+
+class CollectionDamaged(VectorStoreError):
+    """The store answers, but this collection cannot be read or written, however often one tries."""
+
+    def __init__(self, collection: str, why: str) -> None:
+        super().__init__(
+            f"the collection {collection} is damaged: {why}",
+            hint="start with CDC_AGENT_SOURCE__ON_MISMATCH=resync: it is built again from the ledger's vectors",
+        )
+        self.collection = collection
+
+
+class StoreFailing(StoreUnavailable):
+    """The store answered that something inside it failed."""
+
+
+class StoreHungUp(StoreUnavailable):
+    """The store took the request and dropped the connection: it may have died of it."""
 
 
 def check_records(records: Sequence[Record], *, dimensions: int | None) -> None:

@@ -55,18 +55,25 @@ def json_dead_letter(letter: DeadLetter) -> dict[str, Any]:
     }
 
 
-def json_resync(resync: Resync) -> dict[str, Any]:
+def json_resync(resync: Resync, rate: float | None = None) -> dict[str, Any]:
+    """``rate`` is rows a second, where it is known."""
+    left = max(0, resync.rows_estimated - resync.rows_done)
     return {
         "id": resync.id,
         "table": resync.table,
         "collections": list(resync.collections),
         "keys": [list(key) for key in resync.keys],
+        "where": resync.predicate,
+        "rewrite": resync.rewrite,
         "reason": resync.reason,
         "state": resync.state,
         "rows_done": resync.rows_done,
         "rows_estimated": resync.rows_estimated,
+        "rows_per_s": round(rate, 1) if rate else None,
+        "eta_s": round(left / rate, 1) if rate else None,
         "started_at": _iso(resync.started_at),
         "finished_at": _iso(resync.finished_at),
+        "error": resync.error,
     }
 
 

@@ -22,10 +22,22 @@ from starlette.routing import Route
 
 from cdc_agent import __version__, metrics
 from cdc_agent.errors import CdcAgentError, UsageError
+from cdc_agent.ledger.base import Resync
 from cdc_agent.lsn import Lsn
+from cdc_agent.resync_order import ResyncOrder
+from cdc_agent.verify.report import Wanted
 from cdc_agent.web.access import AccessControl, Tokens
 from cdc_agent.web.answers import ApiError, error_response, json_dead_letter, json_hit, json_resync
-from cdc_agent.web.requests import ResyncRequest, SearchRequest, WaitRequest, parse, read_body
+from cdc_agent.web.requests import (
+    MigrationRequest,
+    Moment,
+    ResyncRequest,
+    SearchRequest,
+    VerifyRequest,
+    WaitRequest,
+    parse,
+    read_body,
+)
 from cdc_agent.web.service import Service
 
 __all__ = ["create_app"]
@@ -87,8 +99,15 @@ class _Routes:
             Route("/dead-letters/{letter_id:int}", self.dead_letter, methods=["GET"]),
             Route("/dead-letters/{letter_id:int}/replay", self.replay_dead_letter, methods=["POST"]),
             Route("/dead-letters/{letter_id:int}/discard", self.discard_dead_letter, methods=["POST"]),
+            Route("/migrations", self.migrations, methods=["GET"]),
+            Route("/migrations", self.start_migration, methods=["POST"]),
+            Route("/migrations/{collection}/{action}", self.move_migration, methods=["POST"]),
             Route("/resyncs", self.resyncs, methods=["GET"]),
             Route("/resyncs", self.start_resync, methods=["POST"]),
+            Route("/resyncs/{resync_id:int}/{action}", self.move_resync, methods=["POST"]),
+            Route("/verifies", self.verifies, methods=["GET"]),
+            Route("/verifies", self.start_verify, methods=["POST"]),
+            Route("/verifies/{number:int}", self.verify, methods=["GET"]),
         ]
 
     async def search(self, request: Request) -> Response:
@@ -111,9 +130,10 @@ class _Routes:
         applied_lsn = await self._reach(request, wanted.lsn, wanted.timeout_s)
         return JSONResponse(await self._operations.run(lambda: self._freshness(applied_lsn)))
 
-    async def _reach(self, request: Request, lsn: Lsn, timeout_s: float) -> Lsn:
+    async def _reach(self, request: Request, moment: Moment, timeout_s: float) -> Lsn:
         """Wait in slices: a client that hung up or a server that stops frees its thread within a second."""
         deadline = time.monotonic() + timeout_s
+        lsn = moment if isinstance(moment, Lsn) else await self._operations.run(self._service.source_lsn)
         while True:
             slice_s = min(_SLICE_S, max(0.0, deadline - time.monotonic()))
             reached = await self._waits.run(lambda slice_s=slice_s: self._wait_once(lsn, slice_s))  # type: ignore[misc]
@@ -180,17 +200,69 @@ class _Routes:
 
     async def resyncs(self, request: Request) -> Response:  # noqa: ARG002
         resyncs = await self._operations.run(self._service.resyncs)
-        return JSONResponse({"resyncs": [json_resync(resync) for resync in resyncs]})
+        return JSONResponse({"resyncs": [self._json_resync(resync) for resync in resyncs]})
 
     async def start_resync(self, request: Request) -> Response:
         wanted = parse(ResyncRequest, await read_body(request))
-        if wanted.keys and wanted.table is None:
-            raise ApiError(400, "keys without table", "say in table which table the keys belong to")
-        keys = [tuple(key) for key in wanted.keys]
-        begun = await self._operations.run(
-            lambda: self._service.start_resync(table=wanted.table, keys=keys, reason=wanted.reason)
+        order = ResyncOrder(
+            collection=wanted.collection,
+            table=wanted.table,
+            keys=tuple(tuple(key) for key in wanted.keys),
+            where=wanted.where,
+            rewrite=wanted.rewrite,
+            reason=wanted.reason,
         )
-        return JSONResponse({"resyncs": [json_resync(resync) for resync in begun]}, 202)
+        begun = await self._operations.run(lambda: self._service.start_resync(order))
+        return JSONResponse({"resyncs": [self._json_resync(resync) for resync in begun]}, 202)
+
+    async def move_resync(self, request: Request) -> Response:
+        number: int = request.path_params["resync_id"]
+        action: str = request.path_params["action"]
+        if action not in ("pause", "resume", "cancel"):
+            raise ApiError(404, f"a resync cannot {action}", "it can be paused, resumed and cancelled")
+        moved = None
+        if number < 2**63:
+            moved = await self._operations.run(lambda: self._service.move_resync(number, action))
+        if moved is None:
+            raise ApiError(404, f"there is no resync {number}", "GET /resyncs lists them")
+        return JSONResponse(self._json_resync(moved))
+
+    async def migrations(self, request: Request) -> Response:  # noqa: ARG002
+        found = await self._operations.run(self._service.migrations)
+        return JSONResponse({"generations": list(found)})
+
+    async def start_migration(self, request: Request) -> Response:
+        wanted = parse(MigrationRequest, await read_body(request))
+        begun = await self._operations.run(lambda: self._service.start_migration(wanted.collection))
+        return JSONResponse({"generations": list(begun)}, 202)
+
+    async def move_migration(self, request: Request) -> Response:
+        collection: str = request.path_params["collection"]
+        action: str = request.path_params["action"]
+        if action not in ("switch", "rollback", "finish", "abort"):
+            raise ApiError(404, f"there is no step {action}", "steps: switch, rollback, finish, abort")
+        moved = await self._operations.run(lambda: self._service.move_migration(collection, action))
+        return JSONResponse({"generations": list(moved)})
+
+    def _json_resync(self, resync: Resync) -> dict[str, Any]:
+        return json_resync(resync, self._service.resync_rate(resync.id))
+
+    async def verifies(self, request: Request) -> Response:  # noqa: ARG002
+        reports = await self._operations.run(self._service.verifies)
+        return JSONResponse({"verifies": [report.as_json(listed=False) for report in reports]})
+
+    async def verify(self, request: Request) -> Response:
+        number: int = request.path_params["number"]
+        report = await self._operations.run(lambda: self._service.verify(number))
+        if report is None:
+            raise ApiError(404, f"there is no audit {number}", "GET /verifies lists those since the daemon's start")
+        return JSONResponse(report.as_json())
+
+    async def start_verify(self, request: Request) -> Response:
+        asked = parse(VerifyRequest, await read_body(request))
+        wanted = Wanted(collection=asked.collection, table=asked.table, sample=asked.sample, repair=asked.repair)
+        report = await self._operations.run(lambda: self._service.start_verify(wanted))
+        return JSONResponse(report.as_json(), 202)
 
 
 def _letter_id(request: Request) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -13,25 +13,43 @@ from cdc_agent.lsn import Lsn
 from cdc_agent.search import MAX_K
 from cdc_agent.web.answers import ApiError
 
-__all__ = ["MAX_BODY_BYTES", "MAX_WAIT_S", "ResyncRequest", "SearchRequest", "WaitRequest", "parse", "read_body"]
+__all__ = [
+    "MAX_BODY_BYTES",
+    "MAX_SAMPLE",
+    "MAX_WAIT_S",
+    "Moment",
+    "MigrationRequest",
+    "ResyncRequest",
+    "SearchRequest",
+    "VerifyRequest",
+    "WaitRequest",
+    "parse",
+    "read_body",
+]
 
 MAX_BODY_BYTES = 1024 * 1024
 #: Seconds within which a whole body must arrive.
 BODY_TIMEOUT_S = 15.0
 #: Most seconds that one request may wait for a position.
 MAX_WAIT_S = 300.0
+#: Most chunks that one audit embeds again.
+MAX_SAMPLE = 100_000
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
 
-def _lsn(value: Any) -> Any:
+#: The moment at which the request arrives.
+NOW: Final = "now"
+
+
+def _moment(value: Any) -> Any:
     """Read text; an LSN is also an int in Python, and JSON numbers would pass for positions."""
     if not isinstance(value, str):
-        raise ValueError("should be text like 16/B374D848")
-    return Lsn.parse(value)
+        raise ValueError(f'should be text like 16/B374D848, or "{NOW}"')
+    return value if value == NOW else Lsn.parse(value)
 
 
-LsnText = Annotated[Lsn, BeforeValidator(_lsn, json_schema_input_type=str)]
+Moment = Annotated[Lsn | Literal["now"], BeforeValidator(_moment, json_schema_input_type=str)]
 Timeout = Annotated[float, Field(ge=0, le=MAX_WAIT_S, allow_inf_nan=False)]
 
 
@@ -44,19 +62,33 @@ class SearchRequest(_Shape):
     query: str
     k: int = Field(5, ge=1, le=MAX_K, strict=True)
     where: dict[str, Any] | None = None
-    min_lsn: LsnText | None = None
+    min_lsn: Moment | None = None
     timeout_s: Timeout = 10.0
 
 
 class WaitRequest(_Shape):
-    lsn: LsnText
+    lsn: Moment
     timeout_s: Timeout = 10.0
 
 
+class MigrationRequest(_Shape):
+    collection: str | None = None
+
+
 class ResyncRequest(_Shape):
+    collection: str | None = None
     table: str | None = None
-    keys: list[list[str]] = Field(default=[], max_length=10_000)
+    keys: list[Annotated[list[str], Field(min_length=1)]] = Field(default=[], max_length=10_000)
+    where: str = Field("", max_length=10_000)
+    rewrite: bool = Field(False, strict=True)
     reason: str = Field("", max_length=200)
+
+
+class VerifyRequest(_Shape):
+    collection: str | None = None
+    table: str | None = None
+    sample: int = Field(100, ge=0, le=MAX_SAMPLE, strict=True)
+    repair: bool = False
 
 
 async def read_body(request: Request) -> bytes:

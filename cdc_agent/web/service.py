@@ -8,7 +8,9 @@ from typing import Any, Protocol
 from cdc_agent.health import Problem
 from cdc_agent.ledger.base import DeadLetter, Resync
 from cdc_agent.lsn import Lsn
+from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.search import SearchHit
+from cdc_agent.verify.report import Report, Wanted
 
 __all__ = ["Problem", "Service"]
 
@@ -33,6 +35,10 @@ class Service(Protocol):
 
     def applied_lsn(self) -> Lsn:
         """The commit up to which the index is complete. Never blocks."""
+        ...
+
+    def source_lsn(self) -> Lsn:
+        """Where the source's log is now: every commit that was acknowledged until now lies before it."""
         ...
 
     def lag_s(self) -> float | None:
@@ -61,6 +67,34 @@ class Service(Protocol):
 
     def resyncs(self) -> Sequence[Resync]: ...
 
-    def start_resync(self, *, table: str | None, keys: Sequence[tuple[str, ...]], reason: str) -> Sequence[Resync]:
-        """Begin to read ``table`` again (None: every configured table), or some of its rows; return what was begun."""
+    def resync_rate(self, resync_id: int) -> float | None:
+        """Rows a second that a running resync makes; None when it is not known."""
+        ...
+
+    def start_resync(self, order: ResyncOrder) -> Sequence[Resync]:
+        """Record what is to be read again and return it; it begins by itself."""
+        ...
+
+    def move_resync(self, resync_id: int, action: str) -> Resync | None:
+        """``pause``, ``resume`` or ``cancel`` a resync. None when there is no such resync."""
+        ...
+
+    def verifies(self) -> Sequence[Report]: ...
+
+    def verify(self, number: int) -> Report | None: ...
+
+    def start_verify(self, wanted: Wanted) -> Report:
+        """Begin an audit. Raises ``UsageError`` while another is not finished."""
+        ...
+
+    def migrations(self) -> Sequence[Mapping[str, Any]]:
+        """Every generation of every collection, JSON-ready."""
+        ...
+
+    def start_migration(self, collection: str | None) -> Sequence[Mapping[str, Any]]:
+        """Build what the configuration file describes now beside what answers searches; return what was begun."""
+        ...
+
+    def move_migration(self, collection: str, action: str) -> Sequence[Mapping[str, Any]]:
+        """``switch``, ``rollback``, ``finish`` or ``abort``. Returns when it is done."""
         ...

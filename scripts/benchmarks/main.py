@@ -17,6 +17,7 @@ import idle
 import index
 import memory
 import orjson
+import resync
 from figures import Figure, table
 from machine import load_average, say
 from sizes import FULL, QUICK, Sizes
@@ -27,6 +28,7 @@ MEASUREMENTS: dict[str, Callable[[Sizes], list[Figure]]] = {
     "freshness": freshness.measure,
     "idle": idle.measure,
     "memory": memory.measure,
+    "resync": resync.measure,
 }
 
 #: Above this load average something else is running, and figures say more about that than about us.

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,17 @@ _POLL_S = 0.05
 class RunningDaemon:
     """One daemon with one collection. Made by ``daemon``, which also ends it."""
 
-    def __init__(self, folder: Path, dsn: str, collection: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, dsn: str, collection: dict[str, Any], more: Mapping[str, Any]) -> None:
         self._http_port, self.chroma_port = _free_ports(2)
-        settings = {
+        settings: dict[str, Any] = {
             "source": {"dsn": dsn, "slot_name": "bench_daemon", "publication_name": "bench_daemon"},
             "state_dir": str(folder / "state"),
             "vectorstore": {"port": self.chroma_port},
             "http": {"port": self._http_port},
             "collections": [collection],
         }
+        for section, values in more.items():
+            settings[section] = {**settings.get(section, {}), **values}
         config = folder / "cdc-agent.yaml"
         config.write_text(yaml.safe_dump(settings, sort_keys=False))
         self.log_path = folder / "daemon.log"
@@ -79,6 +81,18 @@ class RunningDaemon:
                 if time.monotonic() > deadline or self._process.poll() is not None:
                     raise
 
+    def get(self, path: str) -> dict[str, Any]:
+        return self._answer(self._client.get(path))
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._answer(self._client.post(path, json=body))
+
+    def _answer(self, answer: httpx.Response) -> dict[str, Any]:
+        if not answer.is_success:
+            raise RuntimeError(f"the daemon answered {answer.status_code}: {answer.text}\n{self._last_words()}")
+        found: dict[str, Any] = answer.json()
+        return found
+
     def metric(self, name: str) -> float:
         """One sample of /metrics without labels."""
         for line in self._client.get("/metrics").text.splitlines():
@@ -113,10 +127,10 @@ class RunningDaemon:
 
 
 @contextmanager
-def daemon(dsn: str, collection: dict[str, Any]) -> Iterator[RunningDaemon]:
-    """A daemon that is ready; ended, with all its state, when the block ends."""
+def daemon(dsn: str, collection: dict[str, Any], more: Mapping[str, Any] | None = None) -> Iterator[RunningDaemon]:
+    """A daemon that is ready; ended, with all its state, when the block ends. ``more`` are settings by section."""
     with tempfile.TemporaryDirectory(prefix="cdc-agent-bench-", ignore_cleanup_errors=True) as folder:
-        running = RunningDaemon(Path(folder), dsn, collection)
+        running = RunningDaemon(Path(folder), dsn, collection, more or {})
         try:
             running.wait_ready()
             yield running

@@ -19,6 +19,8 @@ class Sizes:
     idle_s: float
     idle_settle_s: float
     memory_rows: int
+    resync_rows: int
+    resync_commits: int
 
 
 FULL = Sizes(
@@ -30,6 +32,8 @@ FULL = Sizes(
     idle_s=20.0,
     idle_settle_s=15.0,
     memory_rows=1_000_000,
+    resync_rows=200_000,
+    resync_commits=200,
 )
 
 QUICK = Sizes(
@@ -41,4 +45,6 @@ QUICK = Sizes(
     idle_s=5.0,
     idle_settle_s=2.0,
     memory_rows=100_000,
+    resync_rows=5_000,
+    resync_commits=20,
 )

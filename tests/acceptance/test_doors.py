@@ -269,7 +269,7 @@ def test_a_second_daemon_on_the_same_slot_with_its_own_state_is_refused(
 
 
 @pytest.mark.parametrize("mode", ["managed", "server"])
-def test_a_second_daemon_with_the_same_state_is_refused(
+def test_a_second_daemon_with_the_same_state_waits_until_the_first_is_gone(
     pg: Database, new_daemon: NewDaemon, tmp_path: Path, mode: str
 ) -> None:
     # Given a daemon that runs.
@@ -284,9 +284,10 @@ def test_a_second_daemon_with_the_same_state_is_refused(
         first.start()
         assert_index_equals_table(first, pg)
 
-        # When another one is started on the same state directory, with ports of its own, then it is refused.
+        # When another one is started on the same state directory, with ports of its own, then it waits.
         second = new_daemon(pg, collections=[ARTICLES], vectorstore=store, state_dir=first.settings["state_dir"])
-        refusal(second, REFUSED, "another cdc-agent")
+        second.start(ready=False)
+        until(lambda: f"pid={first.pid}, taking over when it ends" in second.log, 30.0, "the second one to wait")
 
         # And the first one has not noticed.
         assert first.problems() == []
@@ -295,7 +296,7 @@ def test_a_second_daemon_with_the_same_state_is_refused(
         first.kill()
 
         # When the first one is gone, then the second one takes over.
-        second.start()
+        second.wait_ready()
         pg.execute("update articles set title = 'changed again' where id < 5")
         assert_index_equals_table(second, pg)
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cdc_agent.errors import LedgerError, LedgerFull
+from cdc_agent.errors import IdentityMismatch, LedgerError, LedgerFull
 from cdc_agent.ledger.base import (
     Checkpoint,
     ChunkRef,
@@ -333,13 +333,15 @@ class TestQuestions:
         assert ledger.documents_of_relation(C, 1) == ["b", "empty"]
         assert ledger.documents_of_relation(C, 2) == ["a"]
         assert ledger.documents_of_relation(C, None) == ["a", "b", "empty"]
+        assert ledger.documents_of_relation(C, None, after="a", limit=1) == ["b"]
 
     def test_unseen_is_what_no_resync_since_has_met(self, ledger: Ledger) -> None:
         for epoch in range(4):
             flip(ledger, 0, manifest(f"d{epoch}", epoch=epoch))
         flip(ledger, 0, manifest("gone", deleted=True))
 
-        assert sorted(m.document_id for m in ledger.unseen(C, 2)) == ["d0", "d1"]
+        assert ledger.unseen(C, 2) == ["d0", "d1"]
+        assert ledger.unseen(C, 2, after="d0", limit=1) == ["d1"]
 
     def test_a_strange_document_id_is_only_a_name(self, ledger: Ledger) -> None:
         # Given keys with everything that our own ids are put together from
@@ -459,6 +461,23 @@ class TestResyncs:
         assert ledger.resyncs(running_only=True) == [moved]
 
 
+class TestListing:
+    def test_live_documents_are_listed_page_by_page_in_order(self, ledger: Ledger) -> None:
+        # Given documents of two collections, one of them deleted
+        for number in range(7):
+            write(ledger, f"d{number}", 1)
+        flip(ledger, 0, manifest("d3", lsn=200, deleted=True))
+        flip(ledger, 0, replace(manifest("d9"), collection="others"))
+
+        # When they are listed by three
+        pages: list[list[str]] = []
+        while page := ledger.documents_after(C, pages[-1][-1] if pages else "", 3):
+            pages.append(page)
+
+        # Then each live one of the collection comes once
+        assert pages == [["d0", "d1", "d2"], ["d4", "d5", "d6"]]
+
+
 class TestVectorCache:
     def test_vectors_are_found_by_model_and_text(self, open_ledger: Opener) -> None:
         ledger = open_ledger()
@@ -467,6 +486,17 @@ class TestVectorCache:
         ledger = open_ledger()
         assert ledger.cached_vectors("m1", [b"a", b"b", b"c"]) == {b"a": b"1234", b"b": b"5678"}
         assert ledger.cached_vectors("m2", [b"a"]) == {}
+
+    def test_a_vector_that_is_not_to_be_believed_is_forgotten_for_its_model_alone(self, open_ledger: Opener) -> None:
+        ledger = open_ledger()
+        begin(ledger, "d", 1, fingerprint="m1", vectors={b"a": b"1234", b"b": b"5678"})
+        begin(ledger, "d", 1, fingerprint="m2", vectors={b"a": b"9012"})
+
+        ledger.forget_vectors("m1", [b"a", b"unknown"])
+
+        ledger = open_ledger()
+        assert ledger.cached_vectors("m1", [b"a", b"b"]) == {b"b": b"5678"}
+        assert ledger.cached_vectors("m2", [b"a"]) == {b"a": b"9012"}
 
     def test_the_cache_stays_within_its_bytes_and_forgets_the_oldest(self, open_ledger: Opener) -> None:
         # Given room for about two thousand vectors
@@ -490,6 +520,166 @@ class TestVectorCache:
         begin(ledger, "d", 0, fingerprint="m", vectors={str(n).encode(): bytes(400) for n in range(5_000)})
 
         assert len(ledger.cached_vectors("m", [str(n).encode() for n in range(5_000)])) <= 100
+
+
+def index(ledger: Ledger, document: str, *texts: str, offset: int = 0, collection: str = C) -> Manifest:
+    """Write a document of these texts as the indexer does: its new texts are embedded, its manifest flips."""
+    hashes = [text.encode().ljust(16) for text in texts]
+    known = ledger.cached_vectors("m", hashes)
+    new = NewChunks(collection=collection, document_id=document, count=len(hashes), hashes=hashes)
+    vectors = {h: h * 100 for h in hashes if h not in known}
+    generation, ids = ledger.begin_write([new], agent=AGENT, fingerprint="m", vectors=vectors)
+    chunks = tuple(ChunkRef(i, h) for i, h in zip(ids[collection, document], hashes, strict=True))
+    made = replace(manifest(document, lsn=generation), collection=collection, chunks=chunks)
+    flip(ledger, generation, made, offset=offset)
+    return made
+
+
+def remembered(ledger: Ledger, *texts: str) -> set[str]:
+    found = ledger.cached_vectors("m", [text.encode().ljust(16) for text in texts])
+    return {h.decode().strip() for h in found}
+
+
+class TestWhoseVectors:
+    def test_a_vector_goes_with_the_last_document_that_ever_had_its_text(self, open_ledger: Opener) -> None:
+        # Given two documents that share a text, one of which had another one before
+        ledger = open_ledger()
+        first = index(ledger, "1", "shared", "old")
+        first = index(ledger, "1", "shared", "new", offset=1)
+        second = index(ledger, "2", "shared")
+        ledger = open_ledger()
+        assert remembered(ledger, "shared", "old", "new") == {"shared", "old", "new"}
+
+        # When one is deleted, then its own texts are forgotten, also the one that it only once had
+        flip(ledger, 0, replace(first, chunks=(), deleted=True))
+        assert remembered(ledger, "shared", "old", "new") == {"shared"}
+
+        # When the other one is deleted, then nothing is left
+        flip(ledger, 0, replace(second, chunks=(), deleted=True))
+        assert remembered(ledger, "shared", "old", "new") == set()
+
+    def test_documents_of_one_name_in_two_collections_are_two(self, ledger: Ledger) -> None:
+        made = index(ledger, "1", "shared")
+        index(ledger, "1", "shared", collection="other")
+
+        flip(ledger, 0, replace(made, chunks=(), deleted=True))
+
+        assert remembered(ledger, "shared") == {"shared"}
+
+    def test_a_vector_of_a_write_that_never_came_to_its_end_goes_with_the_document(self, ledger: Ledger) -> None:
+        # Given a document whose next text was embedded when the process died
+        made = index(ledger, "1", "a")
+        new = NewChunks(collection=C, document_id="1", count=1, hashes=[b"b".ljust(16)])
+        ledger.begin_write([new], agent=AGENT, fingerprint="m", vectors={b"b".ljust(16): b"v" * 8})
+
+        flip(ledger, 0, replace(made, chunks=(), deleted=True))
+
+        assert remembered(ledger, "a", "b") == set()
+
+    def test_texts_that_are_in_use_are_forgotten_last(self, open_ledger: Opener) -> None:
+        # Given room for about ten vectors, and a document that was changed again and again after others were written
+        ledger = open_ledger(embedding_cache_bytes=10 * (1_604 + 64))
+        for number in range(8):
+            index(ledger, str(number), f"text {number}")
+        for number in range(20):
+            index(ledger, "hot", f"version {number}", offset=number + 1)
+
+        # Then the texts in use are all there, though they are the oldest
+        in_use = [f"text {number}" for number in range(8)] + ["version 19"]
+        assert remembered(ledger, *in_use) == set(in_use)
+
+        # And of the hot document no more than the newest old ones
+        assert len(remembered(ledger, *[f"version {number}" for number in range(19)])) <= 2
+
+    def test_a_text_that_comes_back_is_in_use_again(self, open_ledger: Opener) -> None:
+        ledger = open_ledger(embedding_cache_bytes=3 * (1_604 + 64))
+        index(ledger, "1", "a")
+        index(ledger, "1", "b", offset=1)
+        index(ledger, "1", "a", offset=2)
+
+        for number in range(5):
+            index(ledger, "2", f"other {number}", offset=number + 3)
+
+        assert remembered(ledger, "a", "b") == {"a"}
+
+    def test_a_vector_whose_bytes_flipped_is_not_a_vector(self, open_ledger: Opener) -> None:
+        ledger = open_ledger()
+        index(ledger, "1", "a")
+        assert isinstance(ledger, SqliteLedger)
+        ledger._writer.execute("update vector_cache set vector = cast(x'00' || substr(vector, 2) as blob)")
+
+        assert remembered(ledger, "a") == set()
+
+
+class TestForgottenCollections:
+    def test_a_collection_that_is_gone_has_no_chunks_and_keeps_its_versions(self, open_ledger: Opener) -> None:
+        # Given two collections with documents, intents, garbage and a dead letter
+        ledger = open_ledger()
+        made = index(ledger, "1", "a", "b")
+        index(ledger, "1", "c", offset=1)
+        begin(ledger, "2", 1)
+        other = index(ledger, "1", "d", collection="other")
+        flip(ledger, 0, dead_letters=[letter("3")])
+        then = Resync(table="public.t", collections=(C,), reason="STORE_REPLACED")
+
+        # When one is forgotten
+        begun = ledger.forget_collection(C, then)
+        ledger = open_ledger()
+
+        # Then nothing of it is thought to be in the store
+        assert ledger.counts(C) == (0, 0)
+        assert ledger.documents_of_relation(C, None) == []
+        assert [place for place in ledger.garbage(10) if place[0] == C] == []
+        assert [place for place in ledger.intents(AGENT) if place[0] == C] == []
+
+        # And what is known of versions, the vectors and the letter stay, and the resync is begun
+        [kept] = ledger.manifests(C, ["1"]).values()
+        assert kept.deleted
+        assert kept.chunks == ()
+        assert kept.version > made.version
+        assert remembered(ledger, "a", "b", "c") == {"a", "b", "c"}
+        assert [d.document_id for d in ledger.dead_letters()] == ["3"]
+        assert [(r.id, r.reason) for r in ledger.resyncs(running_only=True)] == [(begun.id, "STORE_REPLACED")]
+
+        # And the other one is as it was
+        assert ledger.live("other", [c.id for c in other.chunks]) == {c.id for c in other.chunks}
+
+    def test_a_resync_that_has_read_nothing_yet_is_not_doubled(self, ledger: Ledger) -> None:
+        then = Resync(table="public.t", collections=(C,), reason="STORE_REPLACED")
+        first = ledger.forget_collection(C, then)
+        assert ledger.forget_collection(C, then).id == first.id
+
+        ledger.save_resync(replace(first, rows_done=1, last_key=("1",)))
+        assert ledger.forget_collection(C, then).id != first.id
+
+    def test_vectors_of_documents_that_did_not_come_back_are_pruned(self, open_ledger: Opener) -> None:
+        # Given a collection that was forgotten, and read again without one of its documents
+        ledger = open_ledger()
+        index(ledger, "1", "a")
+        index(ledger, "2", "b")
+        ledger.forget_collection(C, Resync(table="public.t", collections=(C,)))
+        ledger.remember_vectors("m", {b"salvaged".ljust(16): b"v" * 8})
+        index(ledger, "1", "a")
+
+        # When what belongs to nobody is pruned
+        ledger.prune_vectors()
+
+        # Then only the texts of documents that live are remembered
+        assert remembered(ledger, "a", "b", "salvaged") == {"a"}
+        assert remembered(open_ledger(), "a", "b", "salvaged") == {"a"}
+
+    def test_nothing_is_pruned_without_a_reason(self, ledger: Ledger) -> None:
+        begin(ledger, "1", 0, fingerprint="m", vectors={b"a".ljust(16): b"v" * 8})
+
+        ledger.prune_vectors()
+
+        assert remembered(ledger, "a") == {"a"}
+
+    def test_parked_documents_are_told(self, ledger: Ledger) -> None:
+        flip(ledger, 0, dead_letters=[letter("3")])
+
+        assert ledger.parked(C, ["2", "3"]) == {"3"}
+        assert ledger.parked("other", ["3"]) == set()
 
 
 class TestSqliteFile:
@@ -536,9 +726,43 @@ class TestSqliteFile:
         data[len(data) // 3 : len(data) // 3 + 20_000] = b"\xff" * 20_000
         path.write_bytes(data)
 
-        with pytest.raises(LedgerError) as refused:
+        with pytest.raises(IdentityMismatch) as refused:
             SqliteLedger(path)
-        assert refused.value.hint
+        assert refused.value.state == "LEDGER_CORRUPT"
+        assert "on_mismatch" in refused.value.hint.lower()
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "update manifest set chunks = cast(chunks || x'00' as blob)",
+            "update manifest set column_hashes = x'ff' || column_hashes",
+            "update manifest set commit_lsn = commit_lsn + 1",
+            "update manifest set snapshot = '1:1:'",
+            "update manifest set document_id = 'another'",
+            "alter table manifest rename to manifesu",
+            "drop table manifest",
+        ],
+    )
+    def test_content_that_was_not_written_by_us_is_damage(self, path: Path, change: str) -> None:
+        ledger = SqliteLedger(path)
+        write(ledger, "d", 1)
+        ledger.close()
+        with sqlite3.connect(path) as connection:
+            connection.execute(change)
+        connection.close()
+
+        with pytest.raises(IdentityMismatch, match="LEDGER_CORRUPT"):
+            SqliteLedger(path)
+
+    def test_damage_under_our_hands_is_named_and_remembered(self, path: Path) -> None:
+        ledger = SqliteLedger(path)
+        write(ledger, "d", 1)
+        ledger._writer.execute("update manifest set xid = xid + 1")
+
+        with pytest.raises(IdentityMismatch, match="LEDGER_CORRUPT"):
+            ledger.manifests(C, ["d"])
+        assert ledger.damage is not None
+        ledger.close()
 
     def test_a_file_of_another_version_is_refused(self, path: Path) -> None:
         SqliteLedger(path).close()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdc_agent.errors import StreamError, StreamFull
+from cdc_agent.errors import IdentityMismatch, StreamError, StreamFull
 from cdc_agent.events import UNCHANGED, Change, ChangeEvent, Column, Op, Relation, Transaction
 from cdc_agent.lsn import Lsn, Version
 from cdc_agent.stream import sqlite as sqlite_backend
@@ -683,9 +683,76 @@ class TestSqliteFile:
         data[len(data) // 3 : len(data) // 3 + 40_000] = b"\xff" * 40_000
         path.write_bytes(data)
 
-        with pytest.raises(StreamError) as refused:
+        with pytest.raises(IdentityMismatch) as refused:
             everything(SqliteStream(path))
-        assert refused.value.hint
+        assert refused.value.state == "STREAM_CORRUPT"
+        assert "on_mismatch" in refused.value.hint.lower()
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "update position set captured_lsn = captured_lsn + 1",
+            "update position set head_offset = head_offset + 1",
+            "update position set ledger = 'x'",
+            "drop table consumer",
+        ],
+    )
+    def test_a_position_that_was_not_written_by_us_is_damage(self, path: Path, change: str) -> None:
+        stream = SqliteStream(path)
+        stream.append([transaction(100, 1)])
+        stream.close()
+        with sqlite3.connect(path) as connection:
+            connection.execute(change)
+        connection.close()
+
+        with pytest.raises(IdentityMismatch, match="STREAM_CORRUPT"):
+            SqliteStream(path)
+
+    def test_an_entry_that_was_not_written_by_us_is_damage(self, path: Path) -> None:
+        # Given a stream with two blocks, one of which has a byte that flipped
+        stream = SqliteStream(path)
+        stream.append([transaction(100, 1)])
+        stream.append([transaction(200, 1)])
+        stream._writer.execute("update block set payload = cast(payload || x'00' as blob) where first_offset = 2")
+
+        # Then it is never read, and a check before anybody reads finds it
+        with pytest.raises(IdentityMismatch, match="STREAM_CORRUPT"):
+            stream.read(1, limit=10, wait_s=0)
+        with pytest.raises(IdentityMismatch, match="STREAM_CORRUPT"):
+            stream.check(0)
+        assert stream.damage is not None
+
+        # But what nobody will read again is nobody's trouble
+        stream.check(2)
+        stream.close()
+
+    def test_it_remembers_its_ledger(self, path: Path) -> None:
+        stream = SqliteStream(path)
+        assert stream.ledger() == ""
+        stream.tie("a-uuid")
+        stream.close()
+
+        stream = SqliteStream(path)
+        assert stream.ledger() == "a-uuid"
+        stream.close()
+
+    def test_a_new_one_counts_on_from_where_its_readers_are(self, path: Path) -> None:
+        # Given a new stream in place of one that was lost
+        stream = SqliteStream(path)
+        stream.begin_at(500)
+        stream.close()
+        stream = SqliteStream(path)
+
+        # When something is appended
+        stream.append([transaction(100, 1)])
+
+        # Then readers of the lost one find it next, also one that was further behind
+        assert stream.head_offset() == 501
+        for offset in (500, 20):
+            assert len(stream.read(offset, limit=10, wait_s=0).events) == 1
+        with pytest.raises(StreamError):
+            stream.begin_at(1_000)
+        stream.close()
 
     def test_a_file_of_another_version_is_refused(self, path: Path) -> None:
         SqliteStream(path).close()

@@ -65,6 +65,24 @@ class TestCollections:
         assert metadata == {"ledger": "a-uuid", "generation": 1, "hnsw:space": "cosine"}
         assert store.count(name) == 1
 
+    def test_a_marker_is_read_as_it_is_and_replaced_without_touching_a_record(
+        self, store: VectorStore, name: str
+    ) -> None:
+        # Given a collection with a record
+        store.upsert(name, [record("a", lang="en")])
+        assert store.marker(name) == {"ledger": "a-uuid", "generation": 1, "hnsw:space": "cosine"}
+
+        # When it gets another marker
+        store.set_marker(name, {"ledger": "another", "generation": None, "more": 2})
+
+        # Then that is read, and by whoever opens it, and the record is as it was
+        read = {key: value for key, value in store.marker(name).items() if key != "hnsw:space"}
+        opened = store.open_collection(name, dimensions=4, marker={"ledger": "a-uuid"})
+        assert read == {key: value for key, value in opened.items() if key != "hnsw:space"}
+        assert read == {"ledger": "another", "more": 2}
+        assert get_one(store, name, "a").metadata == {"lang": "en"}
+        assert [hit.id for hit in store.query(name, vector(EAST), k=1)] == ["a"]
+
     def test_a_collection_that_was_dropped_is_missing_and_says_so(self, store: VectorStore, name: str) -> None:
         # Given a collection that is dropped, twice
         store.drop_collection(name)
@@ -99,6 +117,20 @@ class TestCollections:
         # Then it is empty and takes two dimensions
         assert store.count(name) == 0
         store.upsert(name, [record("b", [1, 0])])
+        assert all_ids(store, name) == {"b"}
+
+    def test_a_collection_is_made_anew_under_its_name_in_the_store(self, store: VectorStore, name: str) -> None:
+        # Given a collection with a record, known to the store by another name
+        store.upsert(name, [record("a")])
+        store.rename_collection(name, f"{name}-live")
+
+        # When it is made anew
+        store.recreate_collection(name, dimensions=4, marker={"ledger": "another"})
+
+        # Then it is empty, carries the new marker, and has the name that it had
+        assert store.count(name) == 0
+        assert store.stored()[f"{name}-live"]["ledger"] == "another"
+        store.upsert(name, [record("b")])
         assert all_ids(store, name) == {"b"}
 
     def test_ping_of_a_store_that_answers_returns(self, store: VectorStore) -> None:

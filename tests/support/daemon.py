@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,14 @@ class DaemonProcess:
 
     # -- life ------------------------------------------------------------------------------------------------
 
-    def start(self, *, failpoint: str | None = None, ready: bool = True, env: Mapping[str, str] | None = None) -> None:
+    def start(
+        self,
+        *,
+        failpoint: str | None = None,
+        ready: bool = True,
+        env: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
         """Start, and wait until it is ready unless told otherwise."""
         assert self._process is None or self._process.poll() is not None, "it runs already"
         environment = {**os.environ, **(env or {})}
@@ -95,7 +102,7 @@ class DaemonProcess:
             environment["CDC_FAILPOINT"] = failpoint
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cdc_agent.cli", "run", "-c", str(self.path)],
+                [sys.executable, "-m", "cdc_agent.cli", "run", "-c", str(self.path), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

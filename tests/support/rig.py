@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,11 +38,19 @@ from tests.support.wait import until
 __all__ = ["CountingEmbedder", "Rig", "WatchedLedger"]
 
 
+_NOTE_FORGOTTEN = """
+create temp table forgotten (text_hash blob);
+create temp trigger note_forgotten after delete on main.vector_cache
+begin insert into forgotten values (old.text_hash); end;
+"""
+
+
 class WatchedLedger(SqliteLedger):
-    """Notes when the version of a document goes backward."""
+    """Notes when the version of a document goes backward, and which vectors are forgotten."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        self._writer.executescript(_NOTE_FORGOTTEN)
         self.backward: list[str] = []
         self._newest: dict[tuple[str, str], Version] = {}
         #: Called after the documents of a relation were read, before the caller gets them.
@@ -59,8 +68,12 @@ class WatchedLedger(SqliteLedger):
                 self.backward.append(f"{manifest.document_id}: {before} -> {manifest.version}")
             self._newest[place] = manifest.version
 
-    def documents_of_relation(self, collection: str, relation_oid: int | None) -> list[str]:
-        found = super().documents_of_relation(collection, relation_oid)
+    def forgotten(self) -> Counter[bytes]:
+        """How often the vector of each text left the cache."""
+        return Counter(row[0] for row in self._writer.execute("select text_hash from forgotten"))
+
+    def documents_of_relation(self, collection: str, relation_oid: int | None, **page: Any) -> list[str]:
+        found = super().documents_of_relation(collection, relation_oid, **page)
         self.after_documents()
         return found
 

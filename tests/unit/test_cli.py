@@ -11,6 +11,7 @@ import pytest
 
 from cdc_agent.cli import main
 from cdc_agent.cli.output import human_bytes, print_mapping
+from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.web.access import Tokens
 from cdc_agent.web.app import create_app
 from cdc_agent.web.server import HttpServer
@@ -168,7 +169,8 @@ def test_a_resync_of_some_rows_is_begun(run: Run, service: FakeService) -> None:
     code, out, _ = run("resync", "--table", "public.articles", "--key", "1", "--key", '["a", 7]', "--reason", "audit")
 
     assert code == 0
-    assert service.calls == [("public.articles", [("1",), ("a", "7")], "audit")]
+    wanted = ResyncOrder(table="public.articles", keys=(("1",), ("a", "7")), reason="audit")
+    assert service.calls == [wanted]
     assert out.splitlines()[1].startswith("1\tpublic.articles\trunning\t5\t9\t")
 
 
@@ -178,6 +180,60 @@ def test_keys_without_a_table_are_refused(run: Run, service: FakeService) -> Non
     assert code == 2
     assert err == "error: --key without --table\nhint: say which table the key belongs to\n"
     assert service.calls == []
+
+
+def test_keys_come_from_a_file_and_go_in_portions(
+    run: Run, service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdc_agent.cli.resync._KEYS_AT_ONCE", 2)
+    file = tmp_path / "keys"
+    file.write_text('1\n["a", 7]\n\n3\n')
+
+    assert run("resync", "--table", "public.articles", "--keys", str(file), "--rewrite")[0] == 0
+
+    parts = [(("1",), ("a", "7")), (("3",),)]
+    assert service.calls == [ResyncOrder(table="public.articles", keys=part, rewrite=True) for part in parts]
+
+
+@pytest.mark.parametrize("content", [None, "", "[1"])
+def test_a_file_without_keys_is_a_usage_error(
+    run: Run, service: FakeService, tmp_path: Path, content: str | None
+) -> None:
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_text(content)
+
+    code, _, err = run("resync", "--table", "public.articles", "--keys", str(file))
+
+    assert code == 2
+    assert err.startswith(f"error: --keys {file}: ")
+    assert service.calls == []
+
+
+@pytest.mark.parametrize("action", ["pause", "resume", "cancel"])
+def test_a_resync_is_moved_by_its_number(run: Run, service: FakeService, action: str) -> None:
+    code, out, _ = run("resync", action, "1")
+
+    assert code == 0
+    assert service.calls == [(1, action)]
+    assert out.splitlines()[1].startswith("1\tpublic.articles\t")
+
+
+def test_moving_a_resync_needs_a_number_that_there_is(run: Run) -> None:
+    assert run("resync", "pause")[0] == 2
+    assert run("resync", "pause", "99")[0] == 2
+
+
+def test_a_resync_that_failed_says_why_and_is_an_error(run: Run, service: FakeService) -> None:
+    from dataclasses import replace
+
+    (begun,) = service.resyncs()
+    service.resyncs = lambda: [replace(begun, state="failed", error="the table is gone")]  # type: ignore[method-assign]
+
+    code, _, err = run("resync", "--wait")
+
+    assert code == 1
+    assert err.splitlines()[-1] == "resync 1 failed: the table is gone"
 
 
 def test_a_resync_is_followed_until_it_is_done(run: Run, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,11 @@ FLOORS = [
     },
     {"source", "stream", "embedding", "vectorstore", "ledger"},  # 1 ends: one outside system each
     {"agents", "sagas", "webhooks"},  # 2 reactions
-    {"capture", "resync", "verify", "migrate", "search", "identity", "marker"},  # 3 loops
-    {"config", "daemon", "web", "client", "cli", "demo"},  # 4 process
+    {  # 3 loops
+        *("capture", "resync", "resync_order", "signals", "verify", "migrate", "search"),
+        *("identity", "marker", "storekeeper", "tables"),
+    },
+    {"config", "daemon", "web", "client", "integrations", "cli", "demo"},  # 4 process
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ENDS = FLOORS[1]

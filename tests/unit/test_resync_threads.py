@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +33,8 @@ class Reader:
         self.fail: list[Exception] = []
         self.placed: list[Transaction] = []
         self.seen: list[bytes] = []
+        #: Called with the resync of a page that was placed.
+        self.after_mark: Callable[[Resync], object] | None = None
 
     def page(self, request: TableRows) -> RowSet:
         self._fail()
@@ -56,9 +58,11 @@ class Reader:
             state="done" if body["done"] else "running",
         )
         self.ledger.flip(Flip(agent="a", checkpoint=Checkpoint(), generation=0, resyncs=[moved]))
+        if self.after_mark is not None:
+            self.after_mark(resync)
         return tx.commit_lsn
 
-    def estimated_rows(self, table: str) -> int:
+    def estimated_rows(self, table: str, predicate: str = "") -> int:
         self._fail()
         return 7
 
@@ -75,6 +79,7 @@ class Running:
         self.database.commit(*(Statement("insert", str(n), (str(n), "t", "b", "en")) for n in range(1, 8)))
         self.reader = Reader(self.database, self.board, self.ledger)
         self.stop = threading.Event()
+        self.paused = threading.Event()
         self.failures: list[BaseException] = []
         self.runner = ResyncRunner(
             ledger=self.ledger,
@@ -165,6 +170,69 @@ def test_a_full_disk_under_the_ledger_is_waited_for(running: Running, monkeypatc
 
     running.await_state(running.request(), "done")
     assert full == []
+
+
+def test_a_paused_resync_reads_no_more_and_goes_on_after_its_last_page(running: Running) -> None:
+    # Given a resync that is paused after its first page
+    def pause(resync: Resync) -> None:
+        assert running.runner.pause(resync.id)
+        running.paused.set()
+
+    running.reader.after_mark = pause
+    resync = running.request()
+    assert running.paused.wait(10)
+    running.await_state(resync, "paused")
+    running.reader.after_mark = None
+
+    # When another is asked for meanwhile
+    running.await_state(running.request("7"), "done")
+
+    # Then the first has not moved, and goes on where it was once it is told to
+    assert running.reader.seen == [b"1", b"2", b"3", b"7"]
+    assert running.runner.resume(resync.id)
+    running.await_state(resync, "done")
+    assert running.reader.seen[4:] == [b"4", b"5", b"6", b"7"]
+    assert not running.runner.pause(resync.id)
+    assert not running.runner.resume(resync.id)
+
+
+def test_a_cancelled_resync_is_not_brought_back_by_progress_that_was_on_its_way(running: Running) -> None:
+    running.reader.after_mark = lambda resync: running.runner.cancel(resync.id)
+    cancelled = running.request()
+    running.await_state(cancelled, "cancelled")
+    running.reader.after_mark = None
+
+    # When progress of it comes to the ledger afterwards
+    late = replace(running.ledger.resyncs()[0], state="running", rows_done=6)
+    running.ledger.flip(Flip(agent="a", checkpoint=Checkpoint(), generation=0, resyncs=[late]))
+    running.ledger.save_resync(replace(late, state="done", finished_at=1.0))
+
+    # Then it stays cancelled, and cannot be moved
+    running.await_state(running.request("1"), "done")
+    assert running.state(cancelled) == "cancelled"
+    assert not running.runner.resume(cancelled.id)
+    assert not running.runner.cancel(cancelled.id)
+
+
+def test_keys_do_not_wait_for_a_table_and_very_many_come_in_portions(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given some keys that are asked for in the middle of a table
+    monkeypatch.setattr("cdc_agent.resync._KEYS_AT_ONCE", 2)
+    asked: list[Resync] = []
+
+    def ask(resync: Resync) -> None:
+        if not asked:
+            asked.append(resync)
+            asked.append(running.request("7", "99", "7", "6"))
+
+    running.reader.after_mark = ask
+    whole = running.request()
+    running.await_state(whole, "done")
+
+    # Then they are read before the rest of it, each once
+    assert running.state(asked[1]) == "done"
+    assert running.reader.seen == [b"1", b"2", b"3", b"7", b"6", b"4", b"5", b"6", b"7"]
 
 
 # -- the board --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 
 from cdc_agent.embedding.hashing import HashingEmbedder
 from cdc_agent.errors import PoisonText, UsageError
-from cdc_agent.ledger.base import Checkpoint, ChunkRef, Flip, Manifest, NewChunks
+from cdc_agent.ledger.base import Checkpoint, ChunkRef, DeadLetter, Flip, Manifest, NewChunks
 from cdc_agent.ledger.sqlite import SqliteLedger
 from cdc_agent.lsn import Lsn, Version
 from cdc_agent.search import MAX_QUERY_BYTES, Searcher, condition
@@ -98,6 +98,29 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 # What is found.
+
+
+def test_a_document_whose_newer_version_is_parked_says_so(index: Index) -> None:
+    # Given two documents, and a newer version of one that could not be indexed
+    index.add("public.articles:1", "the cat sleeps on the warm sofa")
+    index.add("public.articles:2", "the cat sleeps in the garden")
+    letter = DeadLetter(
+        agent="indexer",
+        collection="articles",
+        document_id="public.articles:1",
+        table="public.articles",
+        key=("1",),
+        version=Version(COMMIT.commit_lsn, 1_000),
+        reason="embedding",
+        error="refused",
+        attempts=3,
+        parked_at=0.0,
+    )
+    index.ledger.flip(Flip(agent="indexer", checkpoint=Checkpoint(), generation=0, dead_letters=[letter]))
+
+    # When both are found, then the one that is behind its row says so
+    found = {hit.document_id: hit.stale for hit in index.searcher.search("articles", "cat sleeps")}
+    assert found == {"public.articles:1": True, "public.articles:2": False}
 
 
 def test_the_nearest_chunk_comes_first_and_says_where_it_is_from(index: Index) -> None:

@@ -14,6 +14,7 @@ import pytest
 from cdc_agent.errors import ConfigError, StoreUnavailable, UsageError, VectorStoreError
 from cdc_agent.ledger.base import DeadLetter, Resync
 from cdc_agent.lsn import Lsn, Version
+from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.search import HitSource, SearchHit
 from cdc_agent.web import server as server_module
 from cdc_agent.web.access import Tokens
@@ -76,6 +77,9 @@ class FakeService:
             raise TimeoutError
         return self.applied
 
+    def source_lsn(self) -> Lsn:
+        return Lsn(0x300)
+
     def applied_lsn(self) -> Lsn:
         return self.applied
 
@@ -105,9 +109,16 @@ class FakeService:
     def resyncs(self) -> Sequence[Resync]:
         return [RESYNC]
 
-    def start_resync(self, *, table: str | None, keys: Sequence[tuple[str, ...]], reason: str) -> Sequence[Resync]:
-        self.calls.append((table, list(keys), reason))
-        return [RESYNC]
+    def resync_rate(self, resync_id: int) -> float | None:
+        return 2.0
+
+    def start_resync(self, order: ResyncOrder) -> Sequence[Resync]:
+        self.calls.append(order)
+        return order.resyncs({"articles": "public.articles", "notes": "public.notes"}) and [RESYNC]
+
+    def move_resync(self, resync_id: int, action: str) -> Resync | None:
+        self.calls.append((resync_id, action))
+        return RESYNC if resync_id == RESYNC.id else None
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +170,7 @@ def test_search_answers_hits_with_their_source_and_how_fresh_they_are(client, se
                     "commit_lsn": "16/B374D848",
                     "commit_ts": "2026-01-02T03:04:05+00:00",
                 },
+                "stale": False,
             }
         ],
     }
@@ -208,8 +220,8 @@ def test_wait_answers_how_far_the_index_is(client):
         (SEARCH | {"top_k": 5}, "top_k is not a known field"),
         (SEARCH | {"where": "lang"}, "where: should be an object"),
         (SEARCH | {"query": 7}, "query: should be text"),
-        (SEARCH | {"min_lsn": "now"}, "min_lsn: not an LSN: 'now'"),
-        (SEARCH | {"min_lsn": 7}, "min_lsn: should be text like 16/B374D848"),
+        (SEARCH | {"min_lsn": "soon"}, "min_lsn: not an LSN: 'soon'"),
+        (SEARCH | {"min_lsn": 7}, 'min_lsn: should be text like 16/B374D848, or "now"'),
         (SEARCH | {"timeout_s": 1e9}, "timeout_s: should be less than or equal to 300"),
         ([], "the body is not a JSON object"),
     ],
@@ -365,14 +377,42 @@ def test_resyncs_are_listed_and_begun(client, service):
     answer = client.post("/resyncs", json={"table": "public.articles", "keys": [["1"], ["2"]], "reason": "audit"})
 
     assert answer.status_code == 202
-    assert service.calls == [("public.articles", [("1",), ("2",)], "audit")]
+    assert service.calls == [ResyncOrder(table="public.articles", keys=(("1",), ("2",)), reason="audit")]
 
 
-def test_keys_need_a_table(client):
-    answer = client.post("/resyncs", json={"keys": [["1"]]})
+def test_progress_has_a_rate_and_an_estimate_of_the_time_left(client):
+    found = client.get("/resyncs").json()["resyncs"][0]
+
+    assert (found["rows_per_s"], found["eta_s"]) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ({"keys": [["1"]]}, "keys without table"),
+        ({"where": "true"}, "where without table"),
+        ({"table": "public.notes", "where": "true", "keys": [["1"]]}, "keys and where at once"),
+        ({"table": "nothing"}, "no collection is made of table nothing"),
+        ({"collection": "nothing"}, "there is no collection 'nothing'"),
+        ({"collection": "notes", "table": "public.articles"}, "collection notes is not made of table public.articles"),
+    ],
+)
+def test_an_order_that_makes_no_sense_is_refused(client, body, error):
+    answer = client.post("/resyncs", json=body)
 
     assert answer.status_code == 400
-    assert answer.json()["error"] == "keys without table"
+    assert answer.json()["error"] == error
+
+
+@pytest.mark.parametrize("action", ["pause", "resume", "cancel"])
+def test_a_resync_is_paused_resumed_and_cancelled(client, service, action):
+    assert client.post(f"/resyncs/1/{action}").json()["id"] == 1
+    assert service.calls == [(1, action)]
+
+
+@pytest.mark.parametrize("path", ["/resyncs/2/pause", "/resyncs/1/explode", f"/resyncs/{10**30}/cancel"])
+def test_a_resync_or_an_action_that_is_not_there_is_404(client, path):
+    assert client.post(path).status_code == 404
 
 
 # Limits and refusals.

@@ -1,0 +1,195 @@
+"""Opens ledger and stream, and tells whether they are whole and belong together.
+
+Each can be lost alone: removed, put back from an older copy, or damaged on its disk. What the other one says tells:
+the stream carries the uuid of its ledger, and neither is ever behind the other. With ``source.on_mismatch: resync`` a
+damaged file is put aside and begun anew, and the guard of the source then makes a new slot and reads everything again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from cdc_agent import metrics
+from cdc_agent.agents.indexer import AGENT
+from cdc_agent.config import Config
+from cdc_agent.errors import IdentityMismatch
+from cdc_agent.ledger.base import Ledger
+from cdc_agent.ledger.sqlite import SqliteLedger
+from cdc_agent.sqlite_file import DAMAGED_HINT, put_aside
+from cdc_agent.stream.base import Stream
+from cdc_agent.stream.sqlite import SqliteStream
+
+__all__ = ["StateFiles", "condemn", "open_state"]
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+#: A file that has to be begun anew more often than this within an hour is not mended but shown.
+_MENDINGS_AN_HOUR = 3
+_HOUR_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateFiles:
+    """``new_life``: there was a ledger before this one. ``predecessor`` is its uuid, if that is known; the stream keeps
+    it until it is tied to the new one, once the store is ours."""
+
+    ledger: SqliteLedger
+    stream: SqliteStream
+    new_life: bool = False
+    predecessor: str = ""
+
+    @property
+    def damage(self) -> IdentityMismatch | None:
+        """What was found damaged while it was in use."""
+        return self.ledger.damage or self.stream.damage
+
+
+def open_state(config: Config) -> StateFiles:
+    """Raises ``IdentityMismatch`` for what is damaged or lost and not to be mended."""
+    mend = config.source.on_mismatch == "resync"
+    try:
+        return _opened(config, mend=mend)
+    except IdentityMismatch as exc:
+        metrics.MISMATCH.labels(state=exc.state).set(1)
+        raise
+
+
+def condemn(config: Config, found: IdentityMismatch) -> bool:
+    """Put aside a file that turned out to be damaged while it was in use (it is closed by now), so that the next
+    opening begins it anew. False if ``found`` is something else, or not to be mended."""
+    paths = {"LEDGER_CORRUPT": config.ledger_path, "STREAM_CORRUPT": config.stream_path}
+    if found.state not in paths or config.source.on_mismatch != "resync":
+        return False
+    log.warning("mending state=%s why=%s", found.state, found.message)
+    log.warning("put aside file=%s", put_aside(paths[found.state]))
+    return True
+
+
+def _opened(config: Config, *, mend: bool) -> StateFiles:
+    ledger, corrupt = _whole(config.ledger_path, lambda: _ledger(config), mend=mend)
+    try:
+        stream, lost = _whole(config.stream_path, lambda: _checked_stream(config, ledger), mend=mend)
+        if not lost and (found := _older_ledger(ledger, stream)):
+            _refuse_or_log(found, mend=mend)
+            ledger.close()
+            put_aside(config.ledger_path)
+            ledger = _ledger(config)
+        if not lost and (found := _not_its_stream(ledger, stream)):
+            _refuse_or_log(found, mend=mend)
+            stream.close()
+            put_aside(config.stream_path)
+            stream, lost = _stream(config), found.state
+    except BaseException:
+        ledger.close()
+        raise
+    predecessor = stream.ledger() if stream.ledger() != ledger.uuid else ""
+    if lost and _has_life(ledger):
+        _begin_stream(ledger, stream, lost)
+    elif not predecessor:
+        stream.tie(ledger.uuid)
+    elif predecessor and stream.position().captured_lsn and not mend:
+        raise IdentityMismatch(
+            "LEDGER_LOST", f"the stream belongs to a ledger that is not in {config.ledger_path}", hint=DAMAGED_HINT
+        )
+    if predecessor and not lost:
+        # A new ledger knows nothing of later generations; nobody waits for their agents.
+        for agent in stream.consumers():
+            stream.forget(agent)
+    return StateFiles(
+        ledger=ledger, stream=stream, new_life=bool(corrupt or (predecessor and not lost)), predecessor=predecessor
+    )
+
+
+def _whole(path: Path, opened: Callable[[], T], *, mend: bool) -> tuple[T, str]:
+    """What is opened, and the state of the file that it had to be begun anew for."""
+    try:
+        return opened(), ""
+    except IdentityMismatch as exc:
+        if not mend:
+            raise
+        log.warning("mending state=%s why=%s", exc.state, exc.message)
+        log.warning("put aside file=%s", put_aside(path))
+        return opened(), exc.state
+
+
+def _ledger(config: Config) -> SqliteLedger:
+    return SqliteLedger(config.ledger_path, embedding_cache_bytes=config.ledger.embedding_cache_bytes)
+
+
+def _stream(config: Config) -> SqliteStream:
+    return SqliteStream(
+        config.stream_path, max_bytes=config.stream.max_bytes, retention_s=config.stream.retention_h * 3600
+    )
+
+
+def _checked_stream(config: Config, ledger: Ledger) -> SqliteStream:
+    stream = _stream(config)
+    try:
+        stream.check(min(_offsets(ledger)))
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+def _refuse_or_log(found: IdentityMismatch, *, mend: bool) -> None:
+    if not mend:
+        raise found
+    log.warning("mending state=%s why=%s", found.state, found.message)
+
+
+def _has_life(ledger: Ledger) -> bool:
+    """Whether this ledger has ever had to do with a slot."""
+    return ledger.identity() is not None
+
+
+def _older_ledger(ledger: Ledger, stream: Stream) -> IdentityMismatch | None:
+    """A ledger that was put back from a copy has forgotten ids that it gave away."""
+    offset = ledger.checkpoint(AGENT).offset
+    if not offset or stream.ledger() != ledger.uuid or stream.released(AGENT) <= offset:
+        return None
+    return IdentityMismatch(
+        "LEDGER_LOST",
+        f"the ledger is at {offset} and was at {stream.released(AGENT)} before: it is an older copy",
+        hint=DAMAGED_HINT,
+    )
+
+
+def _not_its_stream(ledger: Ledger, stream: Stream) -> IdentityMismatch | None:
+    if not _has_life(ledger):
+        return None
+    found = ""
+    checkpoint, captured = ledger.checkpoint(AGENT), stream.position().captured_lsn
+    if stream.ledger() != ledger.uuid:
+        found = "is empty" if not stream.ledger() else "belongs to another ledger"
+    elif stream.head_offset() < max(_offsets(ledger)) or captured < checkpoint.applied_lsn:
+        found = f"is only at {captured}, the index is at {checkpoint.applied_lsn}: it is an older copy"
+    return IdentityMismatch("STREAM_LOST", f"the stream {found}", hint=DAMAGED_HINT) if found else None
+
+
+def _begin_stream(ledger: Ledger, stream: Stream, state: str) -> None:
+    """A new stream goes on counting where the readers of the lost one are, and the guard of the source finds the place
+    to be mended."""
+    identity = ledger.identity()
+    assert identity is not None
+    now = time.time()
+    if ledger.mendings_since(state, now - _HOUR_S) >= _MENDINGS_AN_HOUR:
+        raise IdentityMismatch(
+            state,
+            f"the stream was begun anew {_MENDINGS_AN_HOUR} times within an hour, and is lost again",
+            hint="find out what removes or damages it; then start again",
+        )
+    ledger.begin_mending(state, replace(identity, slot_ready=False), now)
+    stream.begin_at(max(_offsets(ledger)))
+    stream.tie(ledger.uuid)
+
+
+def _offsets(ledger: Ledger) -> list[int]:
+    agents = {AGENT} | {g.agent for g in ledger.generations() if g.state != "dropped"}
+    return [ledger.checkpoint(agent).offset for agent in agents]

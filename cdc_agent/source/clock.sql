@@ -1,0 +1,2 @@
+-- flushed --
+select pg_current_wal_flush_lsn()::text
