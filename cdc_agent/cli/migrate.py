@@ -115,8 +115,8 @@ def _offline(
 
 
 def _record_start(config: Config, ledger: Ledger, collection: str | None) -> list[dict[str, Any]]:
-    from cdc_agent.daemon.build import build_embedder
     from cdc_agent.daemon.generations import Embedders, next_generations
+    from cdc_agent.daemon.models import build_embedder
 
     begun = next_generations(config, ledger.generations(), Embedders(config.embedding, build_embedder), collection)
     for one in begun:

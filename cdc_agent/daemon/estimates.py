@@ -6,8 +6,8 @@ from typing import Any
 
 from cdc_agent.config import CollectionConfig, Config
 from cdc_agent.config.specs import collection_spec
-from cdc_agent.daemon.build import build_embedder, collection_of
 from cdc_agent.daemon.generations import Embedders, changed_collections, differences
+from cdc_agent.daemon.models import build_embedder, collection_of
 from cdc_agent.embedding.base import Embedder
 from cdc_agent.ledger.base import Generation, Ledger
 from cdc_agent.migrate.planning import SAMPLE_ROWS, Sample, extrapolated, sampled

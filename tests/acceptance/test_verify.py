@@ -20,7 +20,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from cdc_agent.daemon.build import build_embedder
+from cdc_agent.daemon.models import build_embedder
 from cdc_agent.documents.model import text_hash
 from cdc_agent.embedding.base import Embedder
 from cdc_agent.ledger import rows

@@ -14,7 +14,7 @@ import numpy as np
 from chromadb.errors import InternalError
 
 from cdc_agent.config import Config
-from cdc_agent.daemon.build import build_embedder
+from cdc_agent.daemon.models import build_embedder
 from cdc_agent.documents.chunking import Chunker
 from cdc_agent.documents.collection import CollectionSpec
 from cdc_agent.documents.model import document_id
