@@ -9,7 +9,10 @@ from typing import Any
 
 from cdc_agent.lsn import Lsn
 
-__all__ = ["json_object", "key", "lsn", "seconds"]
+__all__ = ["OFFLINE", "json_object", "key", "lsn", "seconds"]
+
+#: The help of ``--offline``, wherever there is one.
+OFFLINE = "when no daemon answers: run one here until it is done, then stop it"
 
 
 def lsn(text: str) -> Lsn:

@@ -53,9 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reason", default="", help="a note that is kept with the resync")
     parser.add_argument("--list", action="store_true", help="the same as the action list")
     parser.add_argument("--wait", action="store_true", help="show progress and return when it is done")
-    parser.add_argument(
-        "--offline", action="store_true", help="when no daemon answers: run one here until it is done, then stop it"
-    )
+    parser.add_argument("--offline", action="store_true", help=options.OFFLINE)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,15 +1,16 @@
-"""``search``: asks the running daemon for the nearest chunks."""
+"""``search``: asks for the nearest chunks, the running daemon or one that is run for it."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from cdc_agent.cli import options
 from cdc_agent.cli.daemon_client import DaemonClient
 from cdc_agent.cli.output import print_json, wants_json
 from cdc_agent.config import load
-from cdc_agent.errors import UsageError
+from cdc_agent.errors import DaemonUnavailable, UsageError
 
 __all__ = ["add_options", "run"]
 
@@ -25,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--min-lsn", metavar="LSN", type=options.lsn, help="answer only once this commit is indexed")
     parser.add_argument("--timeout-s", type=options.seconds, default=10.0, help="most seconds to wait for it (10)")
+    parser.add_argument("--offline", action="store_true", help=options.OFFLINE)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,12 +35,31 @@ def run(args: argparse.Namespace) -> int:
         body["where"] = args.where
     if args.min_lsn is not None:
         body |= {"min_lsn": str(args.min_lsn), "timeout_s": args.timeout_s}
-    answer = DaemonClient.of(args.config).post("/search", body, timeout_s=args.timeout_s + 60)
+    client = DaemonClient.of(args.config)
+    try:
+        answer = client.post("/search", body, timeout_s=args.timeout_s + 60)
+    except DaemonUnavailable:
+        if not args.offline:
+            raise
+        answer = _here(args.config, body)
     if wants_json(args):
         print_json(answer)
     else:
         _print_hits(answer["hits"])
     return 0
+
+
+def _here(config: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Run the daemon in this process until the index holds what the source holds now, and search it."""
+    from cdc_agent.daemon.errand import SearchErrand
+    from cdc_agent.daemon.run import run as run_daemon
+    from cdc_agent.web.answers import json_hit
+
+    errand = SearchErrand(body["collection"], body["query"], k=body["k"], where=body.get("where"))
+    run_daemon(Path(config), errand=errand)
+    if errand.hits is None:
+        raise DaemonUnavailable("stopped before the index was complete", hint="ask again")
+    return {"hits": [json_hit(hit) for hit in errand.hits]}
 
 
 def _collection(args: argparse.Namespace) -> str:

@@ -1,13 +1,15 @@
-"""``verify``: asks the daemon to audit the index, watches, and says what is wrong."""
+"""``verify``: has the index audited, by the running daemon or in this process, and says what is wrong."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+from cdc_agent.cli import options
 from cdc_agent.cli.daemon_client import DaemonClient
 from cdc_agent.cli.output import print_json, print_table, wants_json
 from cdc_agent.errors import CdcAgentError, DaemonUnavailable
@@ -25,13 +27,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--sample", metavar="N", type=int, default=100, help="chunks that are embedded again to test vectors (100)"
     )
     parser.add_argument("--repair", action="store_true", help="mend what differs, and audit that again")
+    parser.add_argument("--offline", action="store_true", help=options.OFFLINE)
 
 
 def run(args: argparse.Namespace) -> int:
     client = DaemonClient.of(args.config)
     asked = {"collection": args.collection, "table": args.table, "sample": args.sample, "repair": args.repair}
-    started = client.post("/verifies", asked)
-    report = _follow(client, started["id"], quiet=wants_json(args))
+    try:
+        started = client.post("/verifies", asked)
+    except DaemonUnavailable:
+        if not args.offline:
+            raise
+        report = _here(args.config, asked, quiet=wants_json(args))
+    else:
+        report = _shown(_states(client, started["id"]), quiet=wants_json(args))
     if wants_json(args):
         print_json(report)
     _check_ended(report)
@@ -63,21 +72,52 @@ def _print(report: dict[str, Any]) -> None:
     print(line, file=sys.stderr)
 
 
-def _follow(client: DaemonClient, number: int, *, quiet: bool) -> dict[str, Any]:
-    """Ask until it ends. The daemon goes on whether or not somebody watches."""
-    if quiet or not sys.stderr.isatty():
-        return list(_states(client, number))[-1]
-    from rich.console import Console
-    from rich.progress import Progress
+def _here(config: str, asked: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """Run the daemon in this process until the audit has ended. It holds the state folder meanwhile."""
+    from cdc_agent.daemon.errand import VerifyErrand
+    from cdc_agent.daemon.run import run as run_daemon
+    from cdc_agent.verify.report import Wanted
 
+    show = _shower(quiet=quiet)
+    errand = VerifyErrand(Wanted(**asked), lambda report: show(report.as_json()))
+    run_daemon(Path(config), errand=errand)
+    if errand.report is None or errand.report.finished_at is None:
+        raise DaemonUnavailable("stopped before the audit was done", hint="begin it again")
+    return errand.report.as_json()
+
+
+def _shown(reports: Iterable[dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
+    """The last report. The daemon goes on whether or not somebody watches."""
+    show = _shower(quiet=quiet)
     last: dict[str, Any] = {}
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("verify", total=None)
-        for last in _states(client, number):
-            found = sum(last["found"].values())
-            total = last["done"] if last["finished_at"] else last["estimated"]
-            progress.update(bar, description=f"verify: {found} defects", completed=last["done"] or 1, total=total or 1)
+    for last in reports:
+        show(last)
     return last
+
+
+def _shower(*, quiet: bool) -> Callable[[dict[str, Any]], None]:
+    return (lambda _: None) if quiet or not sys.stderr.isatty() else _Bar().show
+
+
+class _Bar:
+    """Ends with the audit."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._progress = Progress(console=Console(stderr=True))
+        self._bar = self._progress.add_task("verify", total=None)
+        self._progress.start()
+
+    def show(self, report: dict[str, Any]) -> None:
+        found, ended = sum(report["found"].values()), report["finished_at"] is not None
+        total = report["done"] if ended else report["estimated"]
+        self._progress.update(
+            self._bar, description=f"verify: {found} defects", completed=report["done"] or 1, total=total or 1
+        )
+        if ended:
+            self._progress.stop()
 
 
 def _states(client: DaemonClient, number: int) -> Iterator[dict[str, Any]]:

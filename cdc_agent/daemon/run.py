@@ -17,7 +17,7 @@ from cdc_agent import failpoints, metrics
 from cdc_agent.config import Config
 from cdc_agent.daemon import logs
 from cdc_agent.daemon.build import Daemon, build
-from cdc_agent.daemon.errand import ResyncErrand
+from cdc_agent.daemon.errand import Errand
 from cdc_agent.daemon.lock import hold_state, try_state
 from cdc_agent.daemon.notify import be_patient, notify, notify_ready
 from cdc_agent.daemon.service import DaemonService
@@ -38,7 +38,7 @@ _DRAIN_S = 15.0
 _TICK_S = 0.5
 
 
-def run(config_path: Path, *, adopt_server: bool = False, errand: ResyncErrand | None = None) -> int:
+def run(config_path: Path, *, adopt_server: bool = False, errand: Errand | None = None) -> int:
     """Run until SIGTERM or SIGINT, or until an ``errand`` is done; returns the exit code.
 
     Raises ``CdcAgentError`` when it cannot start.
@@ -69,9 +69,7 @@ def _free_state(config: Config) -> IO[str]:
     return lock
 
 
-def _lived(
-    config: Config, config_path: Path, signals: _Signals, *, adopt_server: bool, errand: ResyncErrand | None
-) -> bool:
+def _lived(config: Config, config_path: Path, signals: _Signals, *, adopt_server: bool, errand: Errand | None) -> bool:
     """Run a daemon to its end. False when it has to begin anew on the same state (see ``identity.guard``)."""
     be_patient()
     daemon = build(config, signals.stop, adopt_server=adopt_server, reload=lambda: configuration.load(config_path))
@@ -130,7 +128,7 @@ class _Signals:
 class _Running:
     """The daemon from its first thread to its last."""
 
-    def __init__(self, daemon: Daemon, config_path: Path, signals: _Signals, errand: ResyncErrand | None) -> None:
+    def __init__(self, daemon: Daemon, config_path: Path, signals: _Signals, errand: Errand | None) -> None:
         self._daemon = daemon
         self._errand = errand
         self._config_path = config_path

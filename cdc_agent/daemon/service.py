@@ -50,11 +50,21 @@ class DaemonService:
                 raise TimeoutError
             if self._daemon.stop.is_set():
                 raise DaemonUnavailable("the daemon is stopping", hint="ask again when it is back")
-            # The watermark may be behind only because the server has had no reason to say how far it is.
-            self._daemon.capture.hurry()
-            self._daemon.indexer.hurry()
+            self._hurry()
             watermark.wait_lsn(lsn, min(left, _ASK_INTERVAL_S))
         return watermark.applied_lsn
+
+    def reached(self, lsn: Lsn) -> bool:
+        """Whether the index holds every commit up to ``lsn``; if it does not, it hurries."""
+        if self.applied_lsn() >= lsn:
+            return True
+        self._hurry()
+        return False
+
+    def _hurry(self) -> None:
+        """The watermark may be behind only because the server has had no reason to say how far it is."""
+        self._daemon.capture.hurry()
+        self._daemon.indexer.hurry()
 
     def applied_lsn(self) -> Lsn:
         return self._daemon.indexer.watermark.applied_lsn

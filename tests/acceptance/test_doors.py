@@ -125,6 +125,27 @@ def test_a_commit_that_is_not_reached_in_time_is_a_504(pg: Database, daemon: Dae
     assert_index_equals_table(daemon, pg)
 
 
+def test_search_and_verify_work_without_a_daemon(pg: Database, daemon: DaemonProcess) -> None:
+    # Given an index whose daemon was stopped, and a row that changed since.
+    assert daemon.terminate() == 0
+    pg.execute("update articles set title = 'a singular title' where id = 5")
+    refused = cdc_agent(daemon, "search", "a singular title")
+    assert refused.returncode == TRY_AGAIN
+
+    # When it is searched all the same, then it is brought up to date first.
+    found = cdc_agent(daemon, "search", "a singular title body of 5", "-k", "1", "--offline", "--json")
+    assert found.returncode == 0, found.stderr
+    [hit] = json.loads(found.stdout)["hits"]
+    assert (hit["document_id"], hit["text"].splitlines()[0]) == ("public.articles:5", "a singular title")
+
+    # And an audit finds nothing wrong.
+    audited = cdc_agent(daemon, "verify", "--offline", "--json")
+    assert audited.returncode == 0, audited.stderr
+    assert json.loads(audited.stdout)["rows"] == ROWS
+    daemon.start()
+    assert_index_equals_table(daemon, pg)
+
+
 def test_who_waits_for_a_commit_is_told_that_the_daemon_stops(pg: Database, daemon: DaemonProcess) -> None:
     # Given somebody who waits for a commit that is far away, as the daemon knows.
     with socket.create_connection(("127.0.0.1", daemon.port), timeout=60) as waiting:

@@ -1,0 +1,229 @@
+"""Opens the source: its catalog, the feed, and the guards that say whether streaming may go on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from cdc_agent.config import Config
+from cdc_agent.daemon.consumers import Served, resync_targets
+from cdc_agent.documents.collection import CollectionSpec
+from cdc_agent.errors import SlotBusy
+from cdc_agent.health import Health
+from cdc_agent.identity import Place, SourceGuard
+from cdc_agent.ledger.base import Ledger, Resync
+from cdc_agent.resync import ResyncRunner
+from cdc_agent.source import preflight, slot
+from cdc_agent.source.base import Decoder
+from cdc_agent.source.catalog import Catalog, WatchedTable
+from cdc_agent.source.pgoutput import PgOutputDecoder
+from cdc_agent.source.relations import Relations
+from cdc_agent.source.replication import ReplicationFeed, ServerIdentity, plugin_options
+from cdc_agent.source.shape import ShapeReader, TableShape
+from cdc_agent.source.wal2json import Wal2JsonDecoder
+from cdc_agent.stream.base import Stream
+from cdc_agent.tables import Follow, GuardedTable, TableGuard
+
+__all__ = [
+    "known_oids",
+    "open_feed",
+    "open_source",
+    "options_of",
+    "prepare_source",
+    "second_catalog",
+    "source_guard",
+    "table_guard",
+    "verify_source",
+]
+
+log = logging.getLogger(__name__)
+
+
+def open_source(
+    config: Config, specs: tuple[CollectionSpec, ...], ledger: Ledger
+) -> tuple[Catalog, list[WatchedTable]]:
+    source = config.source
+    dsn = source.dsn.get_secret_value()
+    tables = sorted({(spec.schema, spec.table) for spec in specs})
+    if ledger.identity() is None:
+        columns = {table: _needed(specs, table) for table in tables}
+        preflight.require(
+            preflight.check(
+                dsn,
+                slot_name=source.slot_name,
+                publication_name=source.publication_name,
+                plugin=source.plugin,
+                tables=tables,
+                columns=columns,
+            )
+        )
+    catalog = Catalog(dsn, connect_timeout_s=source.connect_timeout_s)
+    known = known_oids(ledger)
+    watched = catalog.watch(tables, known)
+    _check_predicates(specs, catalog, watched)
+    if source.plugin == "pgoutput":
+        # One that is gone is another one when it is made again: that is for the guard. So is a table that left it.
+        _publish(config, [table for table in watched if table.qualified_name not in known], create=False)
+    return catalog, watched
+
+
+def known_oids(ledger: Ledger) -> dict[str, int]:
+    """The oids that tables were known by: they may have other names now."""
+    return {name: table.oid for name, table in ledger.source_tables().items()}
+
+
+def _check_predicates(specs: tuple[CollectionSpec, ...], catalog: Catalog, watched: list[WatchedTable]) -> None:
+    """A `where` that can never be decided is refused now, not at the first row."""
+    oids = {table.qualified_name: table.oid for table in watched}
+    for spec in specs:
+        info = catalog.by_oid(oids[spec.qualified_table])
+        relation = catalog.relation(info) if info else None
+        if spec.predicate is not None and relation is not None:
+            spec.predicate.check(relation)
+
+
+def _needed(specs: tuple[CollectionSpec, ...], table: tuple[str, str]) -> frozenset[str]:
+    return frozenset().union(*(s.needed_columns for s in specs if (s.schema, s.table) == table))
+
+
+def second_catalog(config: Config, specs: tuple[CollectionSpec, ...], known: dict[str, int]) -> Catalog:
+    """The row reader runs in other threads than the replication reader and needs a catalog of its own."""
+    catalog = Catalog(config.source.dsn.get_secret_value(), connect_timeout_s=config.source.connect_timeout_s)
+    catalog.watch(sorted({(spec.schema, spec.table) for spec in specs}), known)
+    return catalog
+
+
+def open_feed(
+    config: Config, catalog: Catalog, watched: list[WatchedTable], changed: Callable[[], None]
+) -> tuple[ReplicationFeed, Decoder]:
+    source = config.source
+    relations = Relations(catalog, changed)
+    decoder: PgOutputDecoder | Wal2JsonDecoder
+    decoder = PgOutputDecoder(relations.describe) if source.plugin == "pgoutput" else Wal2JsonDecoder(relations.named)
+    decoder.assembler.xid_reference = catalog.server()[2]
+    feed = ReplicationFeed(
+        source.dsn.get_secret_value(),
+        slot_name=source.slot_name,
+        decoder=decoder,
+        options=options_of(config, frozenset(table.schema for table in watched)),
+        status_interval_s=source.status_interval_s,
+        connect_timeout_s=source.connect_timeout_s,
+    )
+    return feed, decoder
+
+
+def _publish(config: Config, watched: list[WatchedTable], *, create: bool) -> None:
+    slot.ensure_publication(
+        config.source.dsn.get_secret_value(),
+        name=config.source.publication_name,
+        tables=[(table.schema, table.name) for table in watched],
+        table_oids=[table.oid for table in watched],
+        create=create,
+    )
+
+
+def options_of(config: Config, schemas: frozenset[str]) -> dict[str, str]:
+    source = config.source
+    return plugin_options(source.plugin, publication_name=source.publication_name, schemas=schemas)
+
+
+def table_guard(
+    config: Config,
+    specs: tuple[CollectionSpec, ...],
+    ledger: Ledger,
+    health: Health,
+    request: Callable[[str, str, str], None],
+    follow: Follow,
+    stop: threading.Event,
+) -> TableGuard:
+    source = config.source
+    dsn = source.dsn.get_secret_value()
+    publishes = source.plugin == "pgoutput"
+
+    def publish(table: TableShape) -> None:
+        slot.ensure_publication(
+            dsn,
+            name=source.publication_name,
+            tables=[(table.root.schema, table.root.name)],
+            table_oids=[table.oid],
+            create=False,
+        )
+
+    return TableGuard(
+        tables=[
+            GuardedTable(schema=schema, name=name, used=_needed(specs, (schema, name)))
+            for schema, name in sorted({(spec.schema, spec.table) for spec in specs})
+        ],
+        shapes=ShapeReader(
+            dsn,
+            publication=source.publication_name if publishes else None,
+            connect_timeout_s=source.connect_timeout_s,
+        ),
+        ledger=ledger,
+        health=health,
+        request=request,
+        publish=publish if publishes else None,
+        publish_hint=lambda table: slot.adding(source.publication_name, table.root.schema, table.root.name),
+        follow=follow,
+        mend=source.on_mismatch == "resync",
+        interval_s=source.schema_check_interval_s,
+        stop=stop,
+    )
+
+
+def source_guard(
+    config: Config,
+    catalog: Catalog,
+    ledger: Ledger,
+    stream: Stream,
+    resync: ResyncRunner,
+    kept: Callable[[], Sequence[Served]],
+    health: Health,
+    *,
+    adopt_server: bool,
+) -> SourceGuard:
+    source = config.source
+
+    def resync_all(reason: str) -> None:
+        # One that has not begun sees all that one which begins now would see.
+        waiting = {
+            (r.table, r.collections)
+            for r in ledger.resyncs(running_only=True)
+            if r.snapshot is None and r.reason == reason and not r.keys and not r.predicate
+        }
+        for table, names in resync_targets(kept()):
+            if (table, names) not in waiting:
+                resync.request(Resync(table=table, collections=names, reason=reason))
+
+    return SourceGuard(
+        Place(
+            dsn=source.dsn.get_secret_value(),
+            slot_name=source.slot_name,
+            plugin=source.plugin,
+            database_oid=catalog.server()[1],
+            publication=source.publication_name if source.plugin == "pgoutput" else "",
+            publish=lambda: _publish(config, catalog.present(), create=True),
+        ),
+        ledger=ledger,
+        stream=stream,
+        resync_all=resync_all,
+        mend=source.on_mismatch == "resync",
+        adopt=adopt_server,
+        health=health,
+    )
+
+
+def prepare_source(guard: SourceGuard, shapes: TableGuard, feed: ReplicationFeed) -> None:
+    server = feed.open()
+    try:
+        guard.prepare(server)
+        shapes.prepare(server.flush_lsn)
+    except SlotBusy as exc:
+        # What we have is served; capture goes on asking for the slot.
+        log.warning("standby: %s", exc.message)
+
+
+def verify_source(guard: SourceGuard, shapes: TableGuard, server: ServerIdentity) -> None:
+    guard.verify(server)
+    shapes.verify(server.flush_lsn)
