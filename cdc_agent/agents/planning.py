@@ -323,8 +323,3 @@ def _text_unchanged(collection: Collection, pending: Pending, row: Row) -> bool:
 def _raw(row: Row, name: str) -> object:
     place = row.relation.index.get(name)
     return None if place is None else row.raw[place]
-
-
-def commit_age_s(commit_ts_us: int, now_s: float) -> float:
-    """Seconds since a commit, never negative (two clocks)."""
-    return max(0.0, now_s - commit_ts_us / 1_000_000)

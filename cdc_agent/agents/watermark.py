@@ -56,8 +56,3 @@ class Watermark:
         """Wait until everything that committed at or before ``lsn`` is in the index."""
         with self._moved:
             return self._moved.wait_for(lambda: self._applied_lsn >= lsn, timeout_s)
-
-    def wait_offset(self, offset: int, timeout_s: float) -> bool:
-        """Wait until the stream up to ``offset`` has been dealt with."""
-        with self._moved:
-            return self._moved.wait_for(lambda: self._offset >= offset, timeout_s)
