@@ -22,7 +22,7 @@ NAMES = (
     "mending_begun",
     "mending_after_drop",
     "resync_after_slot",
-    "mending_after_stream",
+    "mending_after_ledger",
     "mending_before_ready",
     "resync_before_mark",
     "resync_after_mark",

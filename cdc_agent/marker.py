@@ -29,9 +29,14 @@ def first_copies(
     wall_clock: Callable[[], float] = time.time,
 ) -> None:
     """Record the first copies. In this order a crash in between repeats nothing."""
-    running = {name for resync in ledger.resyncs() if resync.open for name in resync.collections}
+    begun = {name for resync in ledger.resyncs() if _is_whole_and_unread(resync) for name in resync.collections}
     for resync in wanted:
         name = resync.collections[0]
-        if name not in running:
+        if name not in begun:
             ledger.start_resync(replace(resync, started_at=wall_clock()))
         ledger.save_collection(name, fingerprints[name])
+
+
+def _is_whole_and_unread(resync: Resync) -> bool:
+    """Whether it will read all that a resync reads which begins now."""
+    return resync.state == "running" and resync.snapshot is None and not (resync.keys or resync.predicate)

@@ -124,6 +124,10 @@ def _size(raw: RawRow) -> int:
     return sum([len(value) for value in raw if isinstance(value, bytes)]) + 50
 
 
+class _Moved(Exception):
+    """Somebody paused or cancelled the resync that is being read."""
+
+
 class ResyncRunner:
     """Works off the running resyncs of the ledger; the body of one thread.
 
@@ -218,7 +222,10 @@ class ResyncRunner:
             if resync.keys:
                 self._keys(resync)
             else:
-                self._table(self._begun(resync))
+                resync = self._begun(resync)
+                self._table(resync)
+        except _Moved:
+            log.info("resync interrupted id=%d", resync.id)
         except (RenderError, SourceError) as exc:
             # What can be tried again was: this table, or these keys, will never be read.
             log.error("resync given up id=%d error=%s", resync.id, exc.message)
@@ -284,7 +291,13 @@ class ResyncRunner:
 
     def _page(self, resync: Resync, after: tuple[str, ...] | None, limit: int) -> RowSet:
         request = TableRows(table=resync.table, after_key=after, limit=limit, predicate=resync.predicate)
-        return self._read(lambda: self._reader.page(request))
+        return self._read(lambda: self._wanted_page(resync, request))
+
+    def _wanted_page(self, resync: Resync, request: TableRows) -> RowSet:
+        """A page that can never be read must not outlive the wish to read it."""
+        if not self._goes_on(resync):
+            raise _Moved
+        return self._reader.page(request)
 
     def _keys(self, resync: Resync) -> None:
         keys = list(dict.fromkeys(resync.keys))

@@ -22,6 +22,7 @@ from cdc_agent.errors import CdcAgentError, IdentityMismatch, SourceError
 from cdc_agent.health import Health
 from cdc_agent.ledger.base import Ledger, SourceTable
 from cdc_agent.lsn import Lsn
+from cdc_agent.retry import Stopping
 from cdc_agent.source.shape import Difference, Seen, ShapeReader, TableShape, attached, compare
 
 __all__ = ["HOUSEKEEPING_BYTES", "Follow", "GuardedTable", "TableGuard"]
@@ -163,6 +164,8 @@ class TableGuard:
             if self._is_due():
                 try:
                     self.look()
+                except Stopping:
+                    return
                 except CdcAgentError as exc:
                     # The reader's own connection reports a server that is away; whatever it is, it asks the same there.
                     if not exc.retryable and not isinstance(exc, SourceError):

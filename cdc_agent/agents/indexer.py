@@ -292,8 +292,8 @@ class Indexer:
             resyncs=list(resyncs.values()),
         )
         prepared.live_lsn = self._deferred.safe(checkpoint).applied_lsn
-        kept = [still_indexed(folds[name].pending[document]) for name, document in sorted(parked)]
-        prepared.manifests += [manifest for manifest in kept if manifest is not None]
+        kept = [still_indexed(self._collections[name], folds[name].pending[doc]) for name, doc in sorted(parked)]
+        prepared.manifests += kept
         return prepared
 
     def _complete_rows(

@@ -9,6 +9,7 @@ from cdc_agent.agents.folding import Pending
 from cdc_agent.agents.planning import Collection
 from cdc_agent.errors import CdcAgentError
 from cdc_agent.ledger.base import DeadLetter, Manifest
+from cdc_agent.lsn import Version
 
 __all__ = ["dead_letter", "still_indexed"]
 
@@ -31,10 +32,19 @@ def dead_letter(
     )
 
 
-def still_indexed(pending: Pending) -> Manifest | None:
-    """What the ledger keeps of a document whose newest version is parked: the version that is in the index.
+def still_indexed(collection: Collection, pending: Pending) -> Manifest:
+    """What the ledger keeps of a document whose newest version is parked: the version that is in the index, if any.
 
     It forgets which column values that one was made of: what the log leaves out as unchanged is unchanged against
-    the parked version, so the next change must read the row again. A resync has met the document, and its row exists.
+    the parked version, so the next change must read the row again. It remembers the parked transaction, so that a row
+    that was read before it does not pass for newer. A resync has met the document, and its row exists.
     """
-    return None if pending.base is None else replace(pending.base, column_hashes=b"", epoch=pending.epoch)
+    base = pending.base or Manifest(
+        collection=collection.name,
+        document_id=pending.document_id,
+        version=Version(pending.version.commit_lsn, pending.version.ordinal - 1),
+        xid=pending.xid,
+        relation_oid=pending.relation_oid,
+        deleted=True,
+    )
+    return replace(base, column_hashes=b"", epoch=pending.epoch, xid=pending.xid, snapshot=pending.snapshot)

@@ -237,9 +237,9 @@ class IndexWriter:
     def _park(self, prepared: Prepared, place: tuple[str, str], exc: StoreRejected) -> None:
         plan = next(p for p in prepared.plans if (p.collection, p.pending.document_id) == place)
         prepared.letters.append(dead_letter(self._agent, self._collections[place[0]], plan.pending, "rejected", exc, 1))
-        kept = still_indexed(plan.pending)
+        kept = still_indexed(self._collections[place[0]], plan.pending)
         others = [m for m in prepared.manifests if (m.collection, m.document_id) != place]
-        prepared.manifests = others if kept is None else [*others, kept]
+        prepared.manifests = [*others, kept]
         prepared.plans = [p for p in prepared.plans if p is not plan]
 
     def _update_metadata(self, prepared: Prepared) -> None:

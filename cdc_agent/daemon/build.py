@@ -76,6 +76,7 @@ class Daemon:
     indexer: Consumers
     resync: ResyncRunner
     row_reader: SqlRowReader
+    rereader: SqlRowReader
     searcher: LiveSearch
     verify: VerifyRunner
     migrations: Migrations
@@ -112,7 +113,8 @@ def build(
     complete_drops(store, ledger, stream)
     serve = _serving(store, ledger, embedders)
     served = [serve(plan) for plan in plans]
-    keeper = store_guard(config, store, chroma, files)
+    captures: list[Capture] = []
+    keeper = store_guard(config, store, chroma, files, lambda: any(c.streaming.is_set() for c in captures))
     wanted = [copy for one in served for copy in opened(keeper, one)]
     stream.tie(ledger.uuid)
     feed, decoder = open_feed(config, catalog, watched, changed=lambda: shapes.ask())
@@ -134,14 +136,29 @@ def build(
         caught_up=lambda: _applied(indexer, stream),
     )
     roots = {table.qualified_name: table.oid for table in watched}
-    make = _indexers(config, stream, ledger, store, reader, roots, keeper)
+    # Of their own: a slow page of a resync must not hold up a live change that needs its row.
+    rereader = SqlRowReader(
+        dsn,
+        second_catalog(config, specs, known_oids(ledger)),
+        dict(roots),
+        connect_timeout_s=config.source.connect_timeout_s,
+    )
+    make = _indexers(config, stream, ledger, store, rereader, roots, keeper)
     indexer = Consumers(make=make, ledger=ledger, stream=stream)
     guard = source_guard(
-        config, catalog, ledger, stream, resync, lambda: indexer.served or served, health, adopt_server=adopt_server
+        config,
+        catalog,
+        ledger,
+        stream,
+        resync,
+        lambda: indexer.working or served,
+        health,
+        stop,
+        adopt_server=adopt_server,
     )
 
     def request(table: str, reason: str, predicate: str) -> None:
-        for _, names in resync_targets(indexer.served or served, table):
+        for _, names in resync_targets(indexer.working or served, table):
             resync.request_once(Resync(table=table, collections=names, predicate=predicate, reason=reason))
 
     def follow(oids: Mapping[str, int | None], schemas: frozenset[str]) -> None:
@@ -149,6 +166,7 @@ def build(
         catalog.follow(present)
         feed.use_options(options_of(config, schemas))
         reader.follow(oids)
+        rereader.follow(oids)
         roots.update(present)
         indexer.follow(present)
 
@@ -173,6 +191,7 @@ def build(
         progressed=shapes.progressed,
         reconnect=shapes.reconnect,
     )
+    captures.append(capture)
     verify = verify_runner(
         ledger=ledger,
         stream=stream,
@@ -219,6 +238,7 @@ def build(
         indexer=indexer,
         resync=resync,
         row_reader=reader,
+        rereader=rereader,
         searcher=LiveSearch(indexer.targets),
         verify=verify,
         migrations=migrations,

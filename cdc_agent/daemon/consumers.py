@@ -63,6 +63,7 @@ class _Agent:
     stop: threading.Event = field(default_factory=threading.Event)
     threads: list[threading.Thread] = field(default_factory=list)
     indexer: Indexer
+    failed: bool = False
 
     @property
     def live(self) -> bool:
@@ -82,6 +83,7 @@ class Consumers:
         self._lock = threading.RLock()
         self._agents: dict[str, _Agent] = {}
         self._threads: Threads | None = None
+        self._stopping = False
         self.watermark = LiveWatermark(self._live_watermarks)
 
     # -- lives ------------------------------------------------------------------------------------------------
@@ -106,6 +108,7 @@ class Consumers:
     def stop(self) -> None:
         """Ask all of them to end; their threads are joined with the others."""
         with self._lock:
+            self._stopping = True
             for agent in self._agents.values():
                 agent.stop.set()
 
@@ -117,18 +120,31 @@ class Consumers:
             return True
         self._end(agent)
         left = {physical: s for physical, s in agent.served.items() if physical != served.physical}
-        if not left:
-            with self._lock:
+        with self._lock:
+            if self._agents.get(name) is not agent:
+                raise StillBusy(f"{name} has just begun again", hint="ask again")
+            if not left:
                 del self._agents[name]
-            return True
-        again = self._made(name, left, agent.health)
+                return True
+            self._begin_again(agent, left)
+        return False
+
+    def _begin_again(self, agent: _Agent, served: dict[str, Served]) -> None:
+        """Another agent takes the place of one whose threads have ended."""
+        again = self._made(agent.name, served, agent.health)
         before = agent.indexer.watermark
         again.indexer.watermark.advance(before.offset, before.applied_lsn)
+        self._agents[agent.name] = again
+        if self._threads is not None:
+            self._run(again)
+
+    def _revive(self, agent: _Agent) -> None:
+        """One that did not end in time goes on with all that it served, once it has ended."""
+        for thread in agent.threads:
+            thread.join()
         with self._lock:
-            self._agents[name] = again
-            if self._threads is not None:
-                self._run(again)
-        return False
+            if self._agents.get(agent.name) is agent and not self._stopping:
+                self._begin_again(agent, agent.served)
 
     def _made(self, name: str, served: dict[str, Served], health: Health) -> _Agent:
         stop = threading.Event()
@@ -150,6 +166,7 @@ class Consumers:
             if agent.live:
                 raise
             agent.health.report(STOPPED, exc)
+            agent.failed = True
             agent.stop.set()
             self._give_up_resyncs(agent)
             log.error("agent stopped name=%s error=%s", agent.name, exc.message)
@@ -166,6 +183,7 @@ class Consumers:
         for thread in agent.threads:
             thread.join(_STOP_S)
             if thread.is_alive():
+                threading.Thread(target=self._revive, args=(agent,), name=f"revive {agent.name}", daemon=True).start()
                 raise StillBusy(f"{thread.name} is still at work", hint="ask again when the store and the model answer")
 
     # -- what is kept -----------------------------------------------------------------------------------------
@@ -174,6 +192,12 @@ class Consumers:
     def served(self) -> list[Served]:
         with self._lock:
             return [s for agent in self._agents.values() for s in agent.served.values()]
+
+    @property
+    def working(self) -> list[Served]:
+        """What is kept by agents that have not failed."""
+        with self._lock:
+            return [s for agent in self._agents.values() if not agent.failed for s in agent.served.values()]
 
     def update(self, generations: Sequence[Generation]) -> None:
         """The ledger says something new about generations; all of it becomes true at once."""
@@ -190,7 +214,7 @@ class Consumers:
 
     def directed(self, resync: Resync) -> list[Resync]:
         """What was asked for by configured names, for every generation of them: one resync for each agent."""
-        meant = [s for s in self.served if s.generation.collection in resync.collections]
+        meant = [s for s in self.working if s.generation.collection in resync.collections]
         targets = resync_targets(meant, resync.table)
         return [replace(resync, collections=collections) for _, collections in targets]
 

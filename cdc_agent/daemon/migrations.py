@@ -70,6 +70,10 @@ def leave_unconfigured(config: Config, ledger: Ledger, stream: Stream) -> None:
             continue
         if generation.agent not in needed:
             stream.forget(generation.agent)
+        # Nobody applies them any more, and those of others would wait behind them.
+        for resync in ledger.resyncs():
+            if resync.open and set(resync.collections) <= {generation.physical}:
+                ledger.move_resync(resync.id, "cancelled", only=("running", "paused"), at=time.time())
         ledger.leave_collection(generation, forget_agent=generation.agent not in needed)
 
 

@@ -219,7 +219,8 @@ class _Running:
         if daemon.chroma is not None:
             daemon.chroma.stop()
         if not busy:
-            ends = (daemon.stream, daemon.ledger, daemon.row_reader, daemon.catalog, daemon.store, daemon.embedders)
+            readers = (daemon.row_reader, daemon.rereader, daemon.catalog)
+            ends = (daemon.stream, daemon.ledger, *readers, daemon.store, daemon.embedders)
             for end in ends:
                 end.close()
         log.info("stopped drain_s=%.1f", time.monotonic() - began)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from cdc_agent.config import Config
 from cdc_agent.daemon.consumers import Served, resync_targets
 from cdc_agent.documents.collection import CollectionSpec
-from cdc_agent.errors import SlotBusy
+from cdc_agent.errors import SlotBusy, SourceUnavailable
 from cdc_agent.health import Health
 from cdc_agent.identity import Place, SourceGuard
 from cdc_agent.ledger.base import Ledger, Resync
@@ -21,6 +22,7 @@ from cdc_agent.source.pgoutput import PgOutputDecoder
 from cdc_agent.source.relations import Relations
 from cdc_agent.source.replication import ReplicationFeed, ServerIdentity, plugin_options
 from cdc_agent.source.shape import ShapeReader, TableShape
+from cdc_agent.source.visibility import everything_visible
 from cdc_agent.source.wal2json import Wal2JsonDecoder
 from cdc_agent.stream.base import Stream
 from cdc_agent.tables import Follow, GuardedTable, TableGuard
@@ -38,6 +40,10 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+#: Seconds to wait for transactions that are older than a new slot, and between two looks at them.
+_SETTLE_S = 300.0
+_SETTLE_POLL_S = 0.05
 
 
 def open_source(
@@ -180,6 +186,7 @@ def source_guard(
     resync: ResyncRunner,
     kept: Callable[[], Sequence[Served]],
     health: Health,
+    stop: threading.Event,
     *,
     adopt_server: bool,
 ) -> SourceGuard:
@@ -204,6 +211,7 @@ def source_guard(
             database_oid=catalog.server()[1],
             publication=source.publication_name if source.plugin == "pgoutput" else "",
             publish=lambda: _publish(config, catalog.present(), create=True),
+            settle=lambda: _settle(config, stop),
         ),
         ledger=ledger,
         stream=stream,
@@ -212,6 +220,20 @@ def source_guard(
         adopt=adopt_server,
         health=health,
     )
+
+
+def _settle(config: Config, stop: threading.Event) -> None:
+    """Wait until every transaction of now has ended, and every SELECT sees that."""
+    source = config.source
+    visible = everything_visible(source.dsn.get_secret_value(), connect_timeout_s=source.connect_timeout_s)
+    deadline = time.monotonic() + _SETTLE_S
+    log.info("waiting for transactions that are older than the slot")
+    while not visible():
+        if stop.wait(_SETTLE_POLL_S) or time.monotonic() >= deadline:
+            raise SourceUnavailable(
+                "transactions that are older than the slot have not ended",
+                hint="finish or terminate those sessions (a standby that does not answer holds them, too)",
+            )
 
 
 def prepare_source(guard: SourceGuard, shapes: TableGuard, feed: ReplicationFeed) -> None:

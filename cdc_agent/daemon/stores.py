@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from cdc_agent import metrics
 from cdc_agent.config import Config
 from cdc_agent.daemon.consumers import Consumers, Served
 from cdc_agent.daemon.state_files import StateFiles
-from cdc_agent.errors import IdentityMismatch, VectorStoreError
+from cdc_agent.errors import IdentityMismatch, SourceError, StoreUnavailable, VectorStoreError
 from cdc_agent.health import Health
 from cdc_agent.ledger.base import Resync
 from cdc_agent.source import slot
@@ -62,7 +63,13 @@ def _put_store_aside(folder: Path, *, mend: bool) -> None:
     log.warning("store put aside folder=%s", put_aside(folder))
 
 
-def store_guard(config: Config, store: VectorStore, chroma: ChromaServer | None, files: StateFiles) -> StoreGuard:
+def store_guard(
+    config: Config,
+    store: VectorStore,
+    chroma: ChromaServer | None,
+    files: StateFiles,
+    streaming: Callable[[], bool],
+) -> StoreGuard:
     def begin_afresh() -> bool:
         if chroma is None or not chroma.damaged():
             return False
@@ -73,6 +80,18 @@ def store_guard(config: Config, store: VectorStore, chroma: ChromaServer | None,
     # A slot that a new ledger finds is what is left of an older life.
     is_new = files.ledger.identity() is None
     left = is_new and slot.describe(source.dsn.get_secret_value(), source.slot_name) is not None
+
+    def ensure_alone() -> None:
+        try:
+            found = slot.describe(source.dsn.get_secret_value(), source.slot_name)
+        except SourceError as exc:
+            raise StoreUnavailable(f"whose collection it is cannot be told: {exc.message}") from exc
+        if found is not None and found.active_pid is not None and not streaming():
+            raise StoreUnavailable(
+                f"another daemon (server process {found.active_pid}) streams from slot {source.slot_name}",
+                hint="its collections are not taken; this one goes on once it has ended",
+            )
+
     return StoreGuard(
         store=store,
         ledger=files.ledger,
@@ -80,6 +99,7 @@ def store_guard(config: Config, store: VectorStore, chroma: ChromaServer | None,
         new_life=files.new_life or left,
         predecessor=files.predecessor,
         begin_afresh=begin_afresh,
+        ensure_alone=ensure_alone,
     )
 
 
@@ -103,7 +123,7 @@ def store_watch(
 
     return StoreWatch(
         guard=keeper,
-        names=lambda: [one.physical for one in indexer.served],
+        names=lambda: [one.physical for one in indexer.working],
         rebuild=indexer.rebuild,
         damaged=damaged,
         health=health,

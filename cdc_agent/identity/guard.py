@@ -49,7 +49,8 @@ class StartOver(Exception):
 class Place:
     """Where in the database we read: its slot and, for plugins that need one, its publication.
 
-    ``publish`` makes the publication, or adds what it lacks.
+    ``publish`` makes the publication, or adds what it lacks. ``settle`` returns once every transaction of now has
+    ended for all readers.
     """
 
     dsn: str
@@ -58,6 +59,7 @@ class Place:
     database_oid: int
     publication: str = ""
     publish: Callable[[], None] = lambda: None
+    settle: Callable[[], None] = lambda: None
 
 
 class SourceGuard:
@@ -218,10 +220,13 @@ class SourceGuard:
         published = slots.publication_oid(place.dsn, place.publication) if place.publication else 0
         position = slots.create_slot(place.dsn, slot_name=place.slot_name, plugin=place.plugin)
         hit("resync_after_slot")
+        # What committed before the slot's beginning must be visible to those who read everything again.
+        place.settle()
         if state in ANOTHER_HISTORY:
-            self._stream.rebase(position)
-            hit("mending_after_stream")
+            # The ledger first: a stream that is behind its ledger is a state of its own (STREAM_LOST).
             self._ledger.rebase(self._wall_clock())
+            hit("mending_after_ledger")
+            self._stream.rebase(position)
         else:
             self._stream.append([], captured_lsn=position)
         if state:

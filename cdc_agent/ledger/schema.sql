@@ -179,7 +179,7 @@ update checkpoint set applied_lsn = 0
 update dead_letter set commit_lsn = 0, ordinal = 0
 
 -- rebase_resyncs --
-update resync set state = 'failed', finished_at = ? where finished_at is null
+update resync set state = 'failed', finished_at = ?, snapshot = null, last_key = null where finished_at is null
 
 -- rebase_source_tables --
 delete from source_table

@@ -456,4 +456,4 @@ class SqliteLedger:
 def _is_fresh(running: Resync, wanted: Resync) -> bool:
     """Whether a running resync reads all that is wanted and has not read any of it yet."""
     whole = not (running.keys or running.predicate) and set(wanted.collections) <= set(running.collections)
-    return whole and running.table == wanted.table and running.rows_done == 0 and running.last_key is None
+    return whole and running.table == wanted.table and running.snapshot is None and running.last_key is None

@@ -23,6 +23,8 @@ __all__ = ["Catalog", "TableInfo", "WatchedTable"]
 _SQL = queries.load("cdc_agent.source", "catalog.sql")
 #: Types below are pinned into every database, and none of them is a domain.
 _FIRST_UNPINNED_OID = 12_000
+#: No table has this oid.
+_GONE = 0
 _NONE_KNOWN: Mapping[str, int] = MappingProxyType({})
 
 
@@ -70,6 +72,7 @@ class Catalog:
         self._connect_timeout_s = connect_timeout_s
         self._connection: psycopg.Connection[Any] | None = None
         self.watched: dict[int, WatchedTable] = {}
+        self._configured: tuple[WatchedTable, ...] = ()
         self._by_oid: dict[int, TableInfo | None] = {}
         #: Every name that a table of ours was seen to have: the log may still speak of it by an older one.
         self._names: dict[tuple[str, str], int] = {}
@@ -85,9 +88,10 @@ class Catalog:
         return found
 
     def follow(self, oids: Mapping[str, int]) -> None:
-        """From now on the configured tables are these. What was remembered is asked again."""
+        """From now on the configured tables are these; one that is not named is gone. What was remembered is asked
+        again."""
         self.forget()
-        self._watch([replace(t, oid=oids.get(t.qualified_name, t.oid)) for t in self.watched.values()])
+        self._watch([replace(t, oid=oids.get(t.qualified_name, _GONE)) for t in self._configured])
 
     def present(self) -> list[WatchedTable]:
         """The watched tables that exist, by the names that they have now."""
@@ -95,7 +99,8 @@ class Catalog:
         return [WatchedTable(oid=row[0], schema=row[1], name=row[2]) for row in rows if row]
 
     def _watch(self, tables: Sequence[WatchedTable]) -> None:
-        self.watched = {table.oid: table for table in tables}
+        self._configured = tuple(tables)
+        self.watched = {table.oid: table for table in tables if table.oid != _GONE}
         for oid in self.watched:
             self._names.update(((row[1], row[2]), row[0]) for row in self._all("family", {"oid": oid}))
 

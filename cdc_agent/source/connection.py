@@ -76,6 +76,8 @@ def _classify(sqlstate: str | None, message: str) -> SourceError:
         sqlstate = "28P01"
     if sqlstate is None or sqlstate[:2] in ("08", "57", "53"):
         return SourceUnavailable(f"Postgres is not available: {message}", hint="is the server running and reachable?")
+    if sqlstate == "55P03":
+        return SourceUnavailable(f"a table is locked: {message}", hint="it is read once the lock is gone")
     if sqlstate == "55006":
         return SlotBusy(f"the slot is in use: {message}", hint="another cdc-agent is running; this one waits for it")
     if sqlstate[:2] in ("28", "42") and sqlstate in ("28000", "28P01", "42501"):

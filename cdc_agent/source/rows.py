@@ -162,6 +162,8 @@ class SqlRowReader:
                 connection = self._connected()
                 with connection.transaction():
                     connection.execute("set transaction isolation level repeatable read, read only")
+                    # Who waits for one locked table holds up the rows of all others.
+                    connection.execute(_SQL["patience"])
                     snapshot = connection.execute(_SQL["snapshot"]).fetchone()
                     cursor = connection.execute(statement, params)
                     oids, rows = _raw_rows(cursor)

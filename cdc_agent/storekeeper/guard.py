@@ -62,6 +62,8 @@ class StoreGuard:
 
     ``new_life``: this ledger was begun because the one before was lost; ``predecessor`` is that one's uuid, if it is
     known. ``begin_afresh`` puts the whole store aside and returns when an empty one answers (None: it is not ours).
+    ``ensure_alone`` raises ``StoreUnavailable`` while another daemon streams from our slot: it may be serving from the
+    very collection that we would take.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class StoreGuard:
         new_life: bool = False,
         predecessor: str = "",
         begin_afresh: Callable[[], bool] = lambda: False,
+        ensure_alone: Callable[[], None] = lambda: None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -82,6 +85,7 @@ class StoreGuard:
         self._new_life = new_life
         self._predecessor = predecessor
         self._begin_afresh = begin_afresh
+        self._ensure_alone = ensure_alone
         self._sleep = sleep
         self._clock = clock
         self._lock = threading.RLock()
@@ -128,7 +132,17 @@ class StoreGuard:
             kept = self._kept.get(found.collection)
             if kept is None:
                 raise found
+            if state == REPLACED and self._is_back(kept):
+                return
             self._answer(kept, IdentityMismatch(state, found.message, hint=_HINT))
+
+    def _is_back(self, kept: Kept) -> bool:
+        """A collection that is being renamed is missing for a moment."""
+        self._sleep(_PAUSE_S)
+        try:
+            return self._store.marker(kept.name).get("cdc_ledger") == self._ledger.uuid
+        except CollectionMissing:
+            return False
 
     def mend_if_needed(self, name: str) -> bool:
         """Look at a collection that was found to be wrong, in its writer's thread; True if it was built again."""
@@ -224,7 +238,10 @@ class StoreGuard:
         if not owner:
             return False
         had_life = self._new_life or self._ledger.collection_fingerprint(kept.name) is not None
-        return bool(owner == self._predecessor or (had_life and marker.get("cdc_fingerprint") == kept.fingerprint))
+        was_ours = owner == self._predecessor or (had_life and marker.get("cdc_fingerprint") == kept.fingerprint)
+        if was_ours:
+            self._ensure_alone()
+        return was_ours
 
     def _salvage(self, kept: Kept, marker: Mapping[str, Any]) -> None:
         if (marker.get("cdc_model"), marker.get("cdc_dimensions")) != (kept.model, kept.dimensions):
@@ -238,7 +255,7 @@ class StoreGuard:
             self._recreate(kept)
         else:
             self._opened(kept)
-        if self._ledger.collection_fingerprint(kept.name) is not None:
+        if self._ledger.collection_fingerprint(kept.name) is not None or self._ledger.counts(kept.name)[0]:
             then = Resync(table=kept.table, collections=(kept.name,), reason=state, started_at=time.time())
             self._ledger.forget_collection(kept.name, then)
         log.warning("mended state=%s collection=%s, its table is read again", state, kept.name)

@@ -49,8 +49,8 @@ class Repairer:
 
     def generation(self, audited: Audited) -> None:
         """Write a whole collection anew with the configured model, then mark it as that."""
-        self._rewrite(audited.collection.table, audited.name, ())
-        self._ends.in_store(lambda: self._ends.store.set_marker(audited.name, audited.marker))
+        if self._rewrite(audited.collection.table, audited.name, ()):
+            self._ends.in_store(lambda: self._ends.store.set_marker(audited.name, audited.marker))
 
     def _forget_vectors(self, defects: Sequence[Defect]) -> None:
         """A wrong vector may be the cache's own: its text is embedded anew."""
@@ -65,10 +65,12 @@ class Repairer:
                 )
             )
 
-    def _rewrite(self, table: str, collection: str, keys: Sequence[tuple[str, ...]]) -> None:
+    def _rewrite(self, table: str, collection: str, keys: Sequence[tuple[str, ...]]) -> bool:
+        """Returns whether it was done to the end."""
         wanted = Resync(table=table, collections=(collection,), keys=tuple(keys), rewrite=True, reason=_REASON)
         begun = self._ends.request(wanted)
         log.info("verify repairs collection=%s rows=%s resync=%d", collection, len(keys) or "all", begun.id)
         while (found := self._ends.ledger.resync(begun.id)) is not None and found.state in _UNDER_WAY:
             if self._ends.stop.wait(_ASK_INTERVAL_S):
                 raise Stopping
+        return found is not None and found.state == "done"

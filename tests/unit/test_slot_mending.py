@@ -484,7 +484,7 @@ def test_a_slot_that_somebody_streams_from_is_never_dropped(folder: Path, server
     life.end()
 
 
-@pytest.mark.parametrize("name", ["mending_begun", "mending_after_drop", "resync_after_slot", "mending_after_stream"])
+@pytest.mark.parametrize("name", ["mending_begun", "mending_after_drop", "resync_after_slot", "mending_after_ledger"])
 @pytest.mark.parametrize("damage", [DAMAGES[0], DAMAGES[9], DAMAGES[13]], ids=str)
 def test_mending_goes_on_wherever_it_was_killed(
     folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch, damage: Damage, name: str
@@ -500,7 +500,7 @@ def test_mending_goes_on_wherever_it_was_killed(
     life = Life(folder, server=server)
     try:
         life.guard.prepare(met)
-        assert (name, damage.state in AT_START_ONLY) == ("mending_after_stream", False)
+        assert (name, damage.state in AT_START_ONLY) == ("mending_after_ledger", False)
     except Killed:
         life.end()
 
