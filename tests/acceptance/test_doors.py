@@ -442,6 +442,36 @@ def test_a_port_that_is_taken_is_refused(pg: Database, new_daemon: NewDaemon, wh
     assert_index_equals_table(daemon, pg)
 
 
+def test_a_daemon_with_a_new_state_leaves_a_collection_alone_that_another_one_serves(
+    pg: Database, new_daemon: NewDaemon, tmp_path: Path
+) -> None:
+    # Given a daemon that streams into a Chroma server which others use, too.
+    create_articles(pg)
+    chroma = ChromaServer(tmp_path / "chroma")
+    chroma.start()
+    try:
+        store = {"mode": "server", "port": chroma.port}
+        first = new_daemon(pg, collections=[ARTICLES], vectorstore=store)
+        first.start()
+        assert_index_equals_table(first, pg)
+
+        # When one with the same settings and no state of its own comes, and may mend, then it has to wait.
+        second = new_daemon(pg, collections=[ARTICLES], vectorstore=store, source={"on_mismatch": "resync"})
+        refusal(second, TRY_AGAIN, "another daemon", pg.slot_name)
+
+        # And the first one has not noticed.
+        assert first.problems() == []
+        assert_index_equals_table(first, pg)
+
+        # When the first one is gone, then the second takes its place, and embeds nothing.
+        first.kill()
+        second.start()
+        assert_index_equals_table(second, pg)
+        assert second.metric("cdc_agent_chunks_embedded_total") == 0
+    finally:
+        chroma.stop()
+
+
 def test_a_chroma_server_that_is_not_there_is_a_reason_to_try_again(pg: Database, new_daemon: NewDaemon) -> None:
     create_articles(pg)
     store = {"mode": "server", "port": free_port()}

@@ -249,3 +249,42 @@ def test_what_is_no_mark_of_ours_passes(running: Running) -> None:
         tx = running.database.message("", {})
         tx.changes = [Change("m", None, 1, (prefix.encode(), content), None)]
         assert running.board.expand(tx) is None
+
+
+def test_a_resync_that_can_never_be_read_hears_that_it_is_cancelled(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a condition that the server never gets done with
+    page = running.reader.page
+
+    def paged(request: TableRows) -> RowSet:
+        if request.predicate:
+            raise SourceUnavailable("canceling statement due to statement timeout")
+        return page(request)
+
+    monkeypatch.setattr(running.reader, "page", paged)
+    endless = running.runner.request(Resync(table=TABLE, collections=("docs",), predicate="slow(id)"))
+
+    # When it is cancelled
+    assert running.runner.cancel(endless.id)
+
+    # Then the next one is not held up
+    running.await_state(running.request(), "done")
+    assert running.state(endless) == "cancelled"
+
+
+def test_a_resync_that_failed_remembers_what_it_had_seen(running: Running) -> None:
+    # Given a table whose second page cannot be read
+    def fail(_: Resync) -> None:
+        running.reader.fail = [SourceError("Postgres answered 22P02")]
+        running.reader.after_mark = None
+
+    running.reader.after_mark = fail
+    resync = running.request()
+    running.await_state(resync, "failed")
+
+    # Then it can go on where it was: rows that came since were never in it
+    [found] = running.ledger.resyncs()
+    assert found.snapshot is not None
+    assert running.runner.resume(resync.id)
+    running.await_state(resync, "done")

@@ -475,6 +475,30 @@ def test_a_text_that_the_model_refuses_is_parked_and_the_old_version_stays(rig: 
     assert rig.ledger.dead_letters() == []
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_row_that_was_read_before_a_parked_change_does_not_pass_for_newer(rig: Rig, known: bool) -> None:
+    # Given a page of a resync that was read, and a text committed since that the model refuses
+    rig.embedder.poison = {"poison"}
+    rig.start()
+    rig.insert("1", "t", LONG)
+    if known:
+        rig.settle()
+    resync = rig.begin_resync()
+    page = rig.read_page(None, 10)
+    rig.update("1", "t", "one two three four five six seven poison")
+
+    # When the page comes behind it
+    rig.place(resync, page, done=False)
+    rig.settle()
+
+    # Then the letter stays: what the page holds is older
+    assert [letter.document_id for letter in rig.ledger.dead_letters()] == ["public.docs:1"]
+    rig.embedder.poison = set()
+    rig.update("1", "t", "one two three four five six seven poison", "de")
+    rig.assert_index_is_the_table()
+    assert rig.ledger.dead_letters() == []
+
+
 def test_a_record_that_the_store_refuses_does_not_leave_traces_in_what_was_planned_on_it(rig: Rig) -> None:
     # Given a new document whose batch is held before a store that will refuse it
     entered, leave = threading.Event(), threading.Event()
