@@ -14,6 +14,7 @@ from typing import Any
 
 import chromadb
 import httpx
+import psycopg
 import yaml
 from machine import children
 
@@ -21,6 +22,8 @@ __all__ = ["RunningDaemon", "daemon"]
 
 _START_S = 120.0
 _POLL_S = 0.05
+
+_DROP_SLOT = "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = 'bench_daemon'"
 
 
 class RunningDaemon:
@@ -136,6 +139,9 @@ def daemon(dsn: str, collection: dict[str, Any], more: Mapping[str, Any] | None 
             yield running
         finally:
             running.stop()
+            # The next daemon may follow another database of the same server.
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                connection.execute(_DROP_SLOT)
 
 
 def _free_ports(count: int) -> Sequence[int]:
