@@ -74,13 +74,14 @@ def _add_migrate(commands: Any) -> None:
 def _add_dead_letters(commands: Any) -> None:
     group = commands.add_parser("dead-letters", help="documents that could not be indexed")
     actions = group.add_subparsers(metavar="ACTION", required=True)
-    _add(actions, "list", dead_letters.list_all, "list them")
+    dead_letters.add_filters(_add(actions, "list", dead_letters.list_all, "list them"))
+    show = _add(actions, "show", dead_letters.show, "show one with its error")
+    show.add_argument("id", type=int, help="number of the dead letter")
     for name, command, sentence in (
-        ("show", dead_letters.show, "show one with its error"),
-        ("replay", dead_letters.replay, "read the row again and index it as it is now"),
-        ("discard", dead_letters.discard, "forget one; its document stays as it is in the index"),
+        ("replay", dead_letters.replay, "read the rows of one or some again and index them as they are now"),
+        ("discard", dead_letters.discard, "forget one or some; their documents stay as they are in the index"),
     ):
-        _add(actions, name, command, sentence).add_argument("id", type=int, help="number of the dead letter")
+        dead_letters.add_choice(_add(actions, name, command, sentence))
 
 
 def _add_slot(commands: Any) -> None:

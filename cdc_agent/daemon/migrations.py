@@ -324,15 +324,14 @@ class Migrations:
 
     def status(self, collections: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Every generation of the collections (default: all), JSON-ready."""
-        letters = self._ledger.dead_letters()
+        parked = self._ledger.dead_letter_counts()
         resyncs = self._ledger.resyncs()
         found: list[dict[str, Any]] = []
         for served in sorted(self._consumers.served, key=lambda s: (s.generation.collection, s.generation.number)):
             if collections is not None and served.generation.collection not in collections:
                 continue
             progress = progress_of(served.generation, resyncs)
-            parked = sum(1 for letter in letters if letter.collection == served.physical)
-            found.append(self._described(served, progress, parked))
+            found.append(self._described(served, progress, parked.get(served.physical, 0)))
         return found
 
     def _described(self, served: Served, progress: CopyProgress, parked: int) -> dict[str, Any]:

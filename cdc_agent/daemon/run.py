@@ -173,7 +173,7 @@ class _Running:
             self._daemon.health.clear("chroma_server")
         watermark = self._daemon.indexer.watermark
         metrics.APPLIED_LSN.set(watermark.applied_lsn)
-        metrics.DEAD_LETTERS.set(len(self._daemon.ledger.dead_letters()))
+        metrics.DEAD_LETTERS.set(sum(self._daemon.ledger.dead_letter_counts().values()))
         self._daemon.guard.tell()
         self._daemon.migrations.tell()
         if self._daemon.capture.alive_within(60.0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,11 +22,14 @@ from cdc_agent.source import slot
 from cdc_agent.source.clock import SourceClock
 from cdc_agent.verify.report import Report, Wanted
 from cdc_agent.web.answers import json_resync
+from cdc_agent.web.service import LetterPage, LetterQuery
 
 __all__ = ["DaemonService"]
 
 #: How often a waiter asks the server again where it is.
 _ASK_INTERVAL_S = 0.25
+#: Dead letters whose rows are read again by one resync.
+_REPLAYED_AT_ONCE = 1_000
 _MOVED = {"pause": "paused", "resume": "resumed", "cancel": "cancelled"}
 
 
@@ -110,7 +114,7 @@ class DaemonService:
             },
             "slot": self._slot(),
             "collections": [self._collection(s) for s in daemon.indexer.served if s.generation.state == "live"],
-            "dead_letters": len(daemon.ledger.dead_letters()),
+            "dead_letters": sum(daemon.ledger.dead_letter_counts().values()),
             "resyncs": [json_resync(r, self.resync_rate(r.id)) for r in daemon.ledger.resyncs() if r.open],
         }
 
@@ -167,8 +171,14 @@ class DaemonService:
             for state in sorted(reasons)
         ]
 
-    def dead_letters(self) -> Sequence[DeadLetter]:
-        return self._daemon.ledger.dead_letters()
+    def dead_letters(self, wanted: LetterQuery) -> LetterPage:
+        ledger = self._daemon.ledger
+        found = ledger.dead_letters(
+            collection=wanted.collection, reason=wanted.reason, after=wanted.after, limit=wanted.limit + 1
+        )
+        letters, more = found[: wanted.limit], len(found) > wanted.limit
+        total = sum(ledger.dead_letter_counts().values())
+        return LetterPage(letters=letters, next_after=letters[-1].id if more else None, total=total)
 
     def dead_letter(self, letter_id: int) -> DeadLetter | None:
         return self._daemon.ledger.dead_letter(letter_id)
@@ -177,11 +187,21 @@ class DaemonService:
         letter = self._daemon.ledger.dead_letter(letter_id)
         if letter is None:
             return False
-        wanted = Resync(
-            table=letter.table, collections=(letter.collection,), keys=(letter.key,), reason=f"dead letter {letter_id}"
-        )
-        self._daemon.resync.request(wanted)
+        self._daemon.resync.request(_rereading([letter], f"dead letter {letter_id}"))
         return True
+
+    def replay_dead_letters(self, wanted: LetterQuery) -> int:
+        after, count = 0, 0
+        while letters := self._daemon.ledger.dead_letters(
+            collection=wanted.collection, reason=wanted.reason, after=after, limit=_REPLAYED_AT_ONCE
+        ):
+            for _, same in itertools.groupby(sorted(letters, key=_place), key=_place):
+                self._daemon.resync.request(_rereading(list(same), "dead letters"))
+            after, count = letters[-1].id, count + len(letters)
+        return count
+
+    def discard_dead_letters(self, wanted: LetterQuery) -> int:
+        return self._daemon.ledger.discard_dead_letters(collection=wanted.collection, reason=wanted.reason)
 
     def discard_dead_letter(self, letter_id: int) -> bool:
         return self._daemon.ledger.discard_dead_letter(letter_id)
@@ -232,6 +252,17 @@ class DaemonService:
         moves = self._daemon.migrations
         acts = {"switch": moves.switch, "rollback": moves.rollback, "finish": moves.finish, "abort": moves.abort}
         return acts[action](collection)
+
+
+def _place(letter: DeadLetter) -> tuple[str, str]:
+    return (letter.table, letter.collection)
+
+
+def _rereading(letters: Sequence[DeadLetter], reason: str) -> Resync:
+    """A resync of the rows of dead letters that are of one table and collection."""
+    table, collection = _place(letters[0])
+    keys = tuple(dict.fromkeys(letter.key for letter in letters))
+    return Resync(table=table, collections=(collection,), keys=keys, reason=reason)
 
 
 def _check_keys(resync: Resync, names: Sequence[str]) -> None:

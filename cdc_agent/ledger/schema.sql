@@ -366,7 +366,19 @@ values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- dead_letters --
 select id, agent, collection, document_id, table_name, key, commit_lsn, ordinal, reason, error, attempts, parked_at
-from dead_letter where ?1 is null or id = ?1 order by id
+from dead_letter
+where id > ?1 and (?2 is null or collection = ?2) and (?3 is null or reason = ?3)
+order by id limit ?4
+
+-- dead_letter --
+select id, agent, collection, document_id, table_name, key, commit_lsn, ordinal, reason, error, attempts, parked_at
+from dead_letter where id = ?
+
+-- dead_letter_counts --
+select collection, count(*) from dead_letter group by collection
+
+-- discard_many --
+delete from dead_letter where (?1 is null or collection = ?1) and (?2 is null or reason = ?2)
 
 -- is_parked --
 select 1 from dead_letter where collection = ? and document_id = ?

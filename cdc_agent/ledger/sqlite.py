@@ -375,11 +375,16 @@ class SqliteLedger:
 
     # -- dead letters and resyncs -----------------------------------------------------------------------------
 
-    def dead_letters(self) -> list[DeadLetter]:
-        return [rows.dead_letter(row) for row in self._all(_SQL["dead_letters"], (None,))]
+    def dead_letters(
+        self, *, collection: str | None = None, reason: str | None = None, after: int = 0, limit: int = -1
+    ) -> list[DeadLetter]:
+        return [rows.dead_letter(row) for row in self._all(_SQL["dead_letters"], (after, collection, reason, limit))]
+
+    def dead_letter_counts(self) -> dict[str, int]:
+        return dict(self._all(_SQL["dead_letter_counts"]))
 
     def dead_letter(self, letter_id: int) -> DeadLetter | None:
-        found = self._all(_SQL["dead_letters"], (letter_id,))
+        found = self._all(_SQL["dead_letter"], (letter_id,))
         return rows.dead_letter(found[0]) if found else None
 
     def parked(self, collection: str, document_ids: Iterable[str]) -> set[str]:
@@ -388,6 +393,10 @@ class SqliteLedger:
     def discard_dead_letter(self, letter_id: int) -> bool:
         with self._transaction() as tx:
             return tx.execute(_SQL["discard"], (letter_id,)).rowcount == 1
+
+    def discard_dead_letters(self, *, collection: str | None = None, reason: str | None = None) -> int:
+        with self._transaction() as tx:
+            return tx.execute(_SQL["discard_many"], (collection, reason)).rowcount
 
     def start_resync(self, resync: Resync) -> Resync:
         with self._transaction() as tx:

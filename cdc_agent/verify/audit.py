@@ -222,8 +222,7 @@ class Audit:
     def _settle_vectors(self, name: str, defects: Sequence[Defect]) -> None:
         if not defects:
             return
-        letters = {(letter.collection, letter.document_id) for letter in self._ends.ledger.dead_letters()}
-        parked = {d.document_id for d in defects if (name, d.document_id) in letters}
+        parked = self._ends.ledger.parked(name, {d.document_id for d in defects})
         defects = [defect for defect in defects if defect.document_id not in parked]
         self._report.parked += len(parked)
         self._report.add(defects)

@@ -107,7 +107,11 @@ class Settler:
         """What the index could not take is known already; it is no defect of the index."""
         if not settled.defects:
             return
-        letters = {(letter.collection, letter.document_id) for letter in self._ends.ledger.dead_letters()}
+        letters = {
+            (name, document)
+            for name in {d.collection for d in settled.defects}
+            for document in self._ends.ledger.parked(name, [d.document_id for d in settled.defects])
+        }
         parked = {(d.collection, d.document_id): d.key for d in settled.defects if _place(d) in letters}
         settled.parked = [Place(collection, document, key) for (collection, document), key in parked.items()]
         settled.defects = [d for d in settled.defects if _place(d) not in parked]

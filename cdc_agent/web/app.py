@@ -29,6 +29,8 @@ from cdc_agent.verify.report import Wanted
 from cdc_agent.web.access import AccessControl, Tokens
 from cdc_agent.web.answers import ApiError, error_response, json_dead_letter, json_hit, json_resync
 from cdc_agent.web.requests import (
+    LetterListRequest,
+    LettersRequest,
     MigrationRequest,
     Moment,
     ResyncRequest,
@@ -38,7 +40,7 @@ from cdc_agent.web.requests import (
     parse,
     read_body,
 )
-from cdc_agent.web.service import Service
+from cdc_agent.web.service import LetterQuery, Service
 
 __all__ = ["create_app"]
 
@@ -96,6 +98,8 @@ class _Routes:
             Route("/metrics", self.metrics, methods=["GET"]),
             Route("/status", self.status, methods=["GET"]),
             Route("/dead-letters", self.dead_letters, methods=["GET"]),
+            Route("/dead-letters/replay", self.replay_dead_letters, methods=["POST"]),
+            Route("/dead-letters/discard", self.discard_dead_letters, methods=["POST"]),
             Route("/dead-letters/{letter_id:int}", self.dead_letter, methods=["GET"]),
             Route("/dead-letters/{letter_id:int}/replay", self.replay_dead_letter, methods=["POST"]),
             Route("/dead-letters/{letter_id:int}/discard", self.discard_dead_letter, methods=["POST"]),
@@ -175,9 +179,22 @@ class _Routes:
     async def status(self, request: Request) -> Response:  # noqa: ARG002
         return JSONResponse(await self._operations.run(self._service.status))
 
-    async def dead_letters(self, request: Request) -> Response:  # noqa: ARG002
-        letters = await self._operations.run(self._service.dead_letters)
-        return JSONResponse({"dead_letters": [json_dead_letter(letter) for letter in letters]})
+    async def dead_letters(self, request: Request) -> Response:
+        asked = parse(LetterListRequest, dict(request.query_params))
+        wanted = LetterQuery(collection=asked.collection, reason=asked.reason, after=asked.after, limit=asked.limit)
+        page = await self._operations.run(lambda: self._service.dead_letters(wanted))
+        letters = [json_dead_letter(letter) for letter in page.letters]
+        return JSONResponse({"dead_letters": letters, "next_after": page.next_after, "total": page.total})
+
+    async def replay_dead_letters(self, request: Request) -> Response:
+        wanted = await _letters_wanted(request)
+        count = await self._operations.run(lambda: self._service.replay_dead_letters(wanted))
+        return JSONResponse({"replayed": count}, 202)
+
+    async def discard_dead_letters(self, request: Request) -> Response:
+        wanted = await _letters_wanted(request)
+        count = await self._operations.run(lambda: self._service.discard_dead_letters(wanted))
+        return JSONResponse({"discarded": count})
 
     async def dead_letter(self, request: Request) -> Response:
         letter_id = _letter_id(request)
@@ -263,6 +280,13 @@ class _Routes:
         wanted = Wanted(collection=asked.collection, table=asked.table, sample=asked.sample, repair=asked.repair)
         report = await self._operations.run(lambda: self._service.start_verify(wanted))
         return JSONResponse(report.as_json(), 202)
+
+
+async def _letters_wanted(request: Request) -> LetterQuery:
+    asked = parse(LettersRequest, await read_body(request))
+    if not (asked.all or asked.collection or asked.reason):
+        raise ApiError(400, "which dead letters?", "give collection, reason, or all: true")
+    return LetterQuery(collection=asked.collection, reason=asked.reason)
 
 
 def _letter_id(request: Request) -> int:

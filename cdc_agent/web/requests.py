@@ -15,8 +15,11 @@ from cdc_agent.web.answers import ApiError
 
 __all__ = [
     "MAX_BODY_BYTES",
+    "MAX_LETTERS",
     "MAX_SAMPLE",
     "MAX_WAIT_S",
+    "LetterListRequest",
+    "LettersRequest",
     "Moment",
     "MigrationRequest",
     "ResyncRequest",
@@ -32,6 +35,8 @@ MAX_BODY_BYTES = 1024 * 1024
 BODY_TIMEOUT_S = 15.0
 #: Most seconds that one request may wait for a position.
 MAX_WAIT_S = 300.0
+#: Most dead letters in one answer.
+MAX_LETTERS = 1_000
 #: Most chunks that one audit embeds again.
 MAX_SAMPLE = 100_000
 
@@ -82,6 +87,21 @@ class ResyncRequest(_Shape):
     where: str = Field("", max_length=10_000)
     rewrite: bool = Field(False, strict=True)
     reason: str = Field("", max_length=200)
+
+
+class LetterListRequest(_Shape):
+    collection: str | None = None
+    reason: str | None = None
+    after: int = Field(0, ge=0, lt=2**63)
+    limit: int = Field(100, ge=1, le=MAX_LETTERS)
+
+
+class LettersRequest(_Shape):
+    """Which dead letters; ``all`` has to be said when it is every one of them."""
+
+    collection: str | None = None
+    reason: str | None = None
+    all: bool = Field(False, strict=True)
 
 
 class VerifyRequest(_Shape):

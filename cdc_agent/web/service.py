@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cdc_agent.health import Problem
@@ -12,7 +13,26 @@ from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.search import SearchHit
 from cdc_agent.verify.report import Report, Wanted
 
-__all__ = ["Problem", "Service"]
+__all__ = ["LetterPage", "LetterQuery", "Problem", "Service"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LetterQuery:
+    """Some dead letters: of one collection (as a letter names it) or of all, parked for one reason or any."""
+
+    collection: str | None = None
+    reason: str | None = None
+    after: int = 0
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LetterPage:
+    """``next_after`` is where the next page begins, None on the last; ``total`` counts every letter there is."""
+
+    letters: Sequence[DeadLetter]
+    next_after: int | None
+    total: int
 
 
 class Service(Protocol):
@@ -53,7 +73,7 @@ class Service(Protocol):
         """Why searches may be refused or stale; empty when all is well. Answers within five seconds."""
         ...
 
-    def dead_letters(self) -> Sequence[DeadLetter]: ...
+    def dead_letters(self, wanted: LetterQuery) -> LetterPage: ...
 
     def dead_letter(self, letter_id: int) -> DeadLetter | None: ...
 
@@ -63,6 +83,14 @@ class Service(Protocol):
 
     def discard_dead_letter(self, letter_id: int) -> bool:
         """Forget the letter; the document stays as it is in the index. False when there is no such letter."""
+        ...
+
+    def replay_dead_letters(self, wanted: LetterQuery) -> int:
+        """Read the rows of all these again, page or not; returns how many letters there are."""
+        ...
+
+    def discard_dead_letters(self, wanted: LetterQuery) -> int:
+        """Forget all these, page or not, as far as there are any now; returns how many they were."""
         ...
 
     def resyncs(self) -> Sequence[Resync]: ...

@@ -284,6 +284,26 @@ def test_a_dead_letter_is_replayed_once_the_endpoint_takes_its_text(
     assert_index_equals_table(daemon, pg)
 
 
+def test_all_that_was_parked_for_one_reason_is_replayed_at_once(
+    pg: Database, picky: tuple[DaemonProcess, FakeOpenAI]
+) -> None:
+    daemon, fake_openai = picky
+    poison(pg, daemon, 7, 8, 9)
+
+    # When the endpoint is mended and what it refused is replayed.
+    fake_openai.poison = None
+    nothing = cdc_agent(daemon, "dead-letters", "replay", "--reason", "render")
+    replayed = cdc_agent(daemon, "dead-letters", "replay", "--reason", "embedding")
+
+    # Then it is one resync of those rows, the letters vanish and the index is true.
+    assert nothing.stdout == "0 dead letters are being indexed again\n"
+    assert replayed.stdout == "3 dead letters are being indexed again\n"
+    until(lambda: letters(daemon) == [], 30.0, "the letters to vanish")
+    [resync] = daemon.get("/resyncs").json()["resyncs"][-1:]
+    assert (resync["reason"], sorted(resync["keys"])) == ("dead letters", [["7"], ["8"], ["9"]])
+    assert_index_equals_table(daemon, pg)
+
+
 def test_a_replay_reads_the_row_as_it_is_now(pg: Database, picky: tuple[DaemonProcess, FakeOpenAI]) -> None:
     daemon, _ = picky
 

@@ -373,14 +373,13 @@ class TestQuestions:
 
 
 def letter(document: str, lsn: int = 100, ordinal: int = 1, **more: Any) -> DeadLetter:
-    known = {"agent": AGENT, "reason": "embedding", "error": "too long", "attempts": 3, "parked_at": 1.5, **more}
+    known = {"agent": AGENT, "reason": "embedding", "error": "too long", "attempts": 3, "parked_at": 1.5}
     return DeadLetter(
-        collection=C,
         document_id=document,
         table="public.t",
         key=("a,b", "7"),
         version=Version(Lsn(lsn), ordinal),
-        **known,
+        **{"collection": C} | known | more,
     )
 
 
@@ -439,6 +438,26 @@ class TestDeadLetters:
         assert ledger.discard_dead_letter(found.id)
         assert not ledger.discard_dead_letter(found.id)
         assert ledger.dead_letters() == []
+
+    def test_letters_are_listed_by_page_collection_and_reason(self, ledger: Ledger) -> None:
+        letters = [letter("a"), letter("b", collection="others"), letter("c", reason="rejected"), letter("d")]
+        flip(ledger, 0, dead_letters=letters)
+
+        first = ledger.dead_letters(limit=2)
+        rest = ledger.dead_letters(after=first[-1].id)
+        assert [[found.document_id for found in page] for page in (first, rest)] == [["a", "b"], ["c", "d"]]
+        assert [found.document_id for found in ledger.dead_letters(collection="others")] == ["b"]
+        assert [found.document_id for found in ledger.dead_letters(reason="rejected")] == ["c"]
+        assert ledger.dead_letter_counts() == {C: 3, "others": 1}
+
+    @pytest.mark.parametrize(
+        ("some", "left"), [({"collection": "others"}, ["a", "c"]), ({"reason": "rejected"}, ["a", "b"]), ({}, [])]
+    )
+    def test_many_letters_are_discarded_at_once(self, ledger: Ledger, some: dict[str, str], left: list[str]) -> None:
+        flip(ledger, 0, dead_letters=[letter("a"), letter("b", collection="others"), letter("c", reason="rejected")])
+
+        assert ledger.discard_dead_letters(**some) == 3 - len(left)
+        assert [found.document_id for found in ledger.dead_letters()] == left
 
 
 class TestResyncs:

@@ -15,6 +15,7 @@ from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.web.access import Tokens
 from cdc_agent.web.app import create_app
 from cdc_agent.web.server import HttpServer
+from cdc_agent.web.service import LetterQuery
 from tests.unit.web.test_app import TOKEN, FakeService
 
 CONFIG = """\
@@ -149,6 +150,23 @@ def test_dead_letters_are_listed_in_columns(run: Run) -> None:
 def test_a_dead_letter_is_dealt_with(run: Run, service: FakeService, action: str, said: str) -> None:
     assert run("dead-letters", action, "3") == (0, said, "")
     assert service.calls == [(action, 3)]
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [("replay", "7 dead letters are being indexed again\n"), ("discard", "7 dead letters are forgotten\n")],
+)
+def test_many_dead_letters_are_dealt_with_at_once(run: Run, service: FakeService, action: str, said: str) -> None:
+    assert run("dead-letters", action, "--reason", "render") == (0, said, "")
+    assert service.calls == [(action, LetterQuery(reason="render"))]
+
+
+@pytest.mark.parametrize("args", [(), ("3", "--all"), ("3", "--collection", "articles")])
+def test_which_dead_letters_are_meant_must_be_clear(run: Run, service: FakeService, args: tuple[str, ...]) -> None:
+    code, _, err = run("dead-letters", "discard", *args)
+
+    assert (code, service.calls) == (2, [])
+    assert "give the number of a dead letter, or --collection, --reason or --all" in err
 
 
 def test_a_dead_letter_is_shown(run: Run) -> None:

@@ -21,7 +21,7 @@ from cdc_agent.web.access import Tokens
 from cdc_agent.web.app import create_app
 from cdc_agent.web.requests import MAX_BODY_BYTES
 from cdc_agent.web.server import HttpServer
-from cdc_agent.web.service import Problem
+from cdc_agent.web.service import LetterPage, LetterQuery, Problem
 
 HIT = SearchHit(
     id="public.articles:1#7.0",
@@ -56,6 +56,7 @@ class FakeService:
         self.problems: list[Problem] = []
         self.failure: Exception | None = None
         self.calls: list[tuple[Any, ...]] = []
+        self.asked: list[LetterQuery] = []
         self.hold: threading.Event | None = None
         self.held = threading.Semaphore(0)
         self.on_wait: Callable[[], None] = lambda: None
@@ -92,8 +93,18 @@ class FakeService:
     def readiness(self) -> Sequence[Problem]:
         return self.problems
 
-    def dead_letters(self) -> Sequence[DeadLetter]:
-        return [LETTER]
+    def dead_letters(self, wanted: LetterQuery) -> LetterPage:
+        self.asked.append(wanted)
+        first = wanted.after < LETTER.id
+        return LetterPage(letters=[LETTER] if first else [], next_after=LETTER.id if first else None, total=1)
+
+    def replay_dead_letters(self, wanted: LetterQuery) -> int:
+        self.calls.append(("replay", wanted))
+        return 7
+
+    def discard_dead_letters(self, wanted: LetterQuery) -> int:
+        self.calls.append(("discard", wanted))
+        return 7
 
     def dead_letter(self, letter_id: int) -> DeadLetter | None:
         return LETTER if letter_id == LETTER.id else None
@@ -341,10 +352,41 @@ def test_status_is_what_the_daemon_says(client):
 def test_dead_letters_are_listed_and_shown(client):
     letter = client.get("/dead-letters/3").json()
 
-    assert client.get("/dead-letters").json() == {"dead_letters": [letter]}
+    assert client.get("/dead-letters").json() == {"dead_letters": [letter], "next_after": 3, "total": 1}
     assert letter["version"] == "0/10.2"
     assert letter["key"] == ["1"]
     assert letter["parked_at"] == "2026-01-02T03:04:05.000+00:00"
+
+
+def test_some_dead_letters_are_listed_page_by_page(client, service):
+    answer = client.get("/dead-letters", params={"collection": "docs", "reason": "render", "after": 3, "limit": 10})
+
+    assert answer.json() == {"dead_letters": [], "next_after": None, "total": 1}
+    assert service.asked == [LetterQuery(collection="docs", reason="render", after=3, limit=10)]
+
+
+@pytest.mark.parametrize("limit", ["0", "1001", "many"])
+def test_a_page_of_another_size_is_refused(client, limit):
+    answer = client.get("/dead-letters", params={"limit": limit})
+
+    assert (answer.status_code, answer.json()["error"].partition(":")[0]) == (400, "limit")
+
+
+@pytest.mark.parametrize(("action", "status"), [("replay", 202), ("discard", 200)])
+@pytest.mark.parametrize("body", [{"reason": "render"}, {"collection": "docs"}, {"all": True}])
+def test_many_dead_letters_are_replayed_or_discarded_at_once(client, service, action, status, body):
+    answer = client.post(f"/dead-letters/{action}", json=body)
+
+    assert (answer.status_code, answer.json()) == (status, {f"{action}ed": 7})
+    assert service.calls == [(action, LetterQuery(collection=body.get("collection"), reason=body.get("reason")))]
+
+
+@pytest.mark.parametrize("action", ["replay", "discard"])
+def test_all_dead_letters_are_not_meant_by_saying_nothing(client, service, action):
+    answer = client.post(f"/dead-letters/{action}", json={})
+
+    assert (answer.status_code, answer.json()["hint"]) == (400, "give collection, reason, or all: true")
+    assert service.calls == []
 
 
 @pytest.mark.parametrize(("action", "status"), [("replay", 202), ("discard", 200)])
