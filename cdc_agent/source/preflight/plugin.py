@@ -16,6 +16,9 @@ from cdc_agent.source.preflight.facts import SQL, Role, Server, Slot, Wanted, Wr
 from cdc_agent.source.preflight.findings import Finding, failed, literal, passed, quote
 from cdc_agent.source.preflight.reaching import text_of, unreachable
 
+#: The server's default of ``output_plugin_libraries``.
+_DEFAULT_LIBRARIES = ("pgoutput", "test_decoding")
+
 
 def own_slot(slot: Slot, wanted: Wanted, role: Role) -> Finding:
     name = wanted.slot_name
@@ -47,12 +50,18 @@ def _slot_fault(slot: Slot, wanted: Wanted, role: Role) -> str | None:
 
 
 def plugin_allowed(server: Server, plugin: str) -> Finding:
-    if server.plugin_libraries is None or plugin in _setting_list(server.plugin_libraries):
+    if server.plugin_libraries is None:
+        return passed("plugin allowed", f"no list of allowed plugins that this role can see leaves {plugin} out")
+    if plugin in _setting_list(server.plugin_libraries):
         return passed("plugin allowed", f"the server lets {plugin} decode")
+    return _not_allowed("plugin allowed", plugin, _setting_list(server.plugin_libraries))
+
+
+def _not_allowed(name: str, plugin: str, allowed: Sequence[str]) -> Finding:
     # A list, not one string: quoting the whole would name one library with commas in it.
-    libraries = ", ".join(_list_item(name) for name in [*_setting_list(server.plugin_libraries), plugin])
+    libraries = ", ".join(_list_item(library) for library in [*allowed, plugin])
     return failed(
-        "plugin allowed",
+        name,
         f"{plugin} is not among the server's output_plugin_libraries, slots that use it fail",
         f"run as a superuser: alter system set output_plugin_libraries = {libraries}; select pg_reload_conf();",
     )
@@ -118,6 +127,9 @@ def _blocked(writers: Sequence[Writer]) -> Finding:
 
 
 def _no_plugin(plugin: str, server: Server, exc: psycopg.Error) -> Finding:
+    if exc.sqlstate == "42501" and "output_plugin_libraries" in (exc.diag.message_hint or ""):
+        # We may not see the list; this is what it is unless somebody changed it.
+        return _not_allowed("plugin", plugin, _DEFAULT_LIBRARIES)
     text = text_of(exc).split("\n")[0]
     if exc.sqlstate == "58P01":
         package = f"postgresql-{server.version_num // 10000}-{plugin}"

@@ -23,7 +23,8 @@ select
     current_setting('max_wal_senders')::int as max_senders,
     (select count(*) from pg_stat_get_wal_senders()) as used_senders,
     current_setting('max_slot_wal_keep_size') as max_slot_wal_keep_size,
-    current_setting('output_plugin_libraries', true) as plugin_libraries;
+    -- Null where there is no such setting, and for a role that may not see it: current_setting() would fail for that one.
+    (select setting from pg_settings where name = 'output_plugin_libraries') as plugin_libraries;
 
 -- role --
 -- Who we are. rds_replication is what Amazon hands out in place of REPLICATION.
