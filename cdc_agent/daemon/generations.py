@@ -6,6 +6,7 @@ the configuration of today. What is in the index decides; a configuration that f
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,9 @@ _HINT = (
 )
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """A generation that is to run. ``spec`` has its physical name. ``is_new``: nothing of its collection was built."""
@@ -60,6 +64,7 @@ class Embedders:
     def of(self, section: EmbeddingConfig) -> Embedder:
         key = _json(_without_secret(section))
         if key not in self._open:
+            log.info("loading model backend=%s model=%s", section.backend, section.model)
             self._open[key] = self._build(_with_secret(section, self._config))
         return self._open[key]
 

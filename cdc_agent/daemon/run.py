@@ -12,8 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from cdc_agent import __version__, failpoints, metrics
 from cdc_agent import config as configuration
-from cdc_agent import failpoints, metrics
 from cdc_agent.config import Config
 from cdc_agent.daemon import logs
 from cdc_agent.daemon.build import Daemon, build
@@ -71,6 +71,7 @@ def _free_state(config: Config) -> IO[str]:
 
 def _lived(config: Config, config_path: Path, signals: _Signals, *, adopt_server: bool, errand: Errand | None) -> bool:
     """Run a daemon to its end. False when it has to begin anew on the same state (see ``identity.guard``)."""
+    log.info("starting version=%s config=%s state_dir=%s", __version__, config_path, config.state_dir)
     be_patient()
     daemon = build(config, signals.stop, adopt_server=adopt_server, reload=lambda: configuration.load(config_path))
     calm_garbage_collector()
