@@ -2,6 +2,7 @@
 
 CdcAgentError
 ├── UsageError                 the command line is wrong                          exit 2
+├── NotPermitted               a token that may not see or do this                HTTP 403
 ├── ConfigError                the configuration is wrong                         exit 78
 ├── PreflightError             the database is not set up for us                  exit 78
 ├── IdentityMismatch           source, ledger, stream or store are not a set      exit 78, names a state
@@ -36,6 +37,7 @@ __all__ = [
     "IdentityMismatch",
     "LedgerError",
     "LedgerFull",
+    "NotPermitted",
     "PoisonText",
     "PreflightError",
     "RenderError",
@@ -84,6 +86,12 @@ class UsageError(CdcAgentError):
     """The command line asks for something that does not exist."""
 
     exit_code = 2
+
+
+class NotPermitted(CdcAgentError):
+    """The token of a request is known, and not for this."""
+
+    exit_code = EXIT_CONFIG
 
 
 class ConfigError(CdcAgentError):

@@ -18,6 +18,7 @@ from cdc_agent import metrics
 from cdc_agent.documents.metadata import RESERVED_PREFIX
 from cdc_agent.embedding.base import Embedder
 from cdc_agent.errors import PoisonText, StoreRejected, UsageError
+from cdc_agent.grants import check_columns, narrowed, permits
 from cdc_agent.ledger.base import Ledger
 from cdc_agent.lsn import Lsn
 from cdc_agent.vectorstore.base import Hit, VectorStore
@@ -78,16 +79,30 @@ class Searcher:
         self._columns = columns or {}
 
     def search(
-        self, collection: str, query: str, k: int = 5, where: Mapping[str, Any] | None = None
+        self,
+        collection: str,
+        query: str,
+        k: int = 5,
+        where: Mapping[str, Any] | None = None,
+        *,
+        within: Mapping[str, Any] | None = None,
     ) -> list[SearchHit]:
-        """The ``k`` nearest live chunks, best first. Raises ``UsageError`` for what can never work."""
+        """The ``k`` nearest live chunks, best first. Raises ``UsageError`` for what can never work.
+
+        ``within`` is what the one who asks may see at all (``grants``); ``where`` cannot widen it. Raises
+        ``NotPermitted`` where that cannot be told.
+        """
         embedder = self._embedder(collection)
         _check_query(query)
         _check_k(k)
-        wanted = condition(where, self._columns.get(collection)) if where else None
+        columns = self._columns.get(collection)
+        wanted = condition(where, columns) if where else None
+        if within is not None:
+            check_columns(within, columns or ())
+            wanted = narrowed(wanted, within)
         with metrics.SEARCH_SECONDS.time():
             vector = _embed(embedder, query)
-            hits = [_search_hit(hit) for hit in self._live_hits(collection, vector, k, wanted)]
+            hits = [_search_hit(hit) for hit in self._live_hits(collection, vector, k, wanted, within)]
             parked = self._ledger.parked(collection, {hit.document_id for hit in hits})
             return [replace(hit, stale=True) if hit.document_id in parked else hit for hit in hits]
 
@@ -99,7 +114,12 @@ class Searcher:
             raise UsageError(f"there is no collection {collection!r}", hint=f"collections here: {names}") from None
 
     def _live_hits(
-        self, collection: str, vector: npt.NDArray[np.float32], k: int, where: dict[str, Any] | None
+        self,
+        collection: str,
+        vector: npt.NDArray[np.float32],
+        k: int,
+        where: dict[str, Any] | None,
+        within: Mapping[str, Any] | None,
     ) -> list[Hit]:
         """Ask for more than ``k``, keep what is live, ask again while that can change the answer.
 
@@ -112,7 +132,8 @@ class Searcher:
         for _ in range(_MAX_ROUNDS):
             hits = self._store.query(collection, vector, k=fetch, where=where)
             live = self._ledger.live(collection, [hit.id for hit in hits])
-            kept = [hit for hit in hits if hit.id in live]
+            # The store has applied the condition; that it did is not for the store to say.
+            kept = [hit for hit in hits if hit.id in live and permits(within, hit.metadata)]
             now_dropped = {hit.id for hit in hits} - live
             starved = len(kept) < k and len(hits) >= fetch and fetch < _MAX_FETCH
             if now_dropped <= dropped and not starved:

@@ -143,7 +143,7 @@ def _chroma_server(url: str) -> Finding:
 
 
 def _http(config: Config) -> Iterator[Finding]:
-    from cdc_agent.web.access import read_tokens
+    from cdc_agent.web.tokens import read_tokens
 
     if config.http.tokens_file is None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -81,12 +82,23 @@ def _error_of(status: int, error: str, hint: str) -> CdcAgentError:
     return CdcAgentError(message, hint=hint)
 
 
+def _token_in(path: Path) -> str:
+    """The one in the file that may do most."""
+    from cdc_agent.web.tokens import read_tokens
+
+    written = [token for token in read_tokens(path) if token.secret is not None and token.grant.where is None]
+    if not written:
+        raise ConfigError(
+            f"http.tokens_file: {path} holds only digests of tokens, which open nothing",
+            hint="put the token that you were given into CDC_AGENT_TOKEN",
+        )
+    return str(max(written, key=lambda token: len(token.grant.scopes)).secret)
+
+
 def _authorization(http: HttpConfig) -> dict[str, str]:
     token = os.environ.get("CDC_AGENT_TOKEN")
     if not token and http.tokens_file is not None:
-        from cdc_agent.web.access import read_tokens
-
-        token = read_tokens(http.tokens_file)[0]
+        token = _token_in(http.tokens_file)
     if token and not token.isascii():
         raise ConfigError(
             "the token is not plain ASCII", hint="correct CDC_AGENT_TOKEN: openssl rand -hex 32 makes one"

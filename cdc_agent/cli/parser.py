@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from cdc_agent import __version__
-from cdc_agent.cli import check, dead_letters, demo, migrate, resync, run, search, slot, status, verify, wait
+from cdc_agent.cli import check, dead_letters, demo, migrate, resync, run, search, slot, status, token, verify, wait
 from cdc_agent.errors import UsageError
 
 __all__ = ["DEFAULT_CONFIG", "build_parser"]
@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_migrate(commands)
     _add_dead_letters(commands)
     _add_slot(commands)
+    _add_token(commands)
     return parser
 
 
@@ -90,6 +91,12 @@ def _add_slot(commands: Any) -> None:
     _add(actions, "show", slot.show, "show the slot and the WAL it keeps")
     drop = _add(actions, "drop", slot.drop, "drop the slot: the server forgets us, the next run must resync")
     drop.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _add_token(commands: Any) -> None:
+    group = commands.add_parser("token", help="bearer tokens for the HTTP interface")
+    actions = group.add_subparsers(metavar="ACTION", required=True)
+    token.add_options(_add(actions, "new", token.new, "make a token and the lines of the tokens file that let it in"))
 
 
 def _add(commands: Any, name: str, command: Command, sentence: str) -> argparse.ArgumentParser:

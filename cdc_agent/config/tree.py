@@ -249,7 +249,7 @@ class HttpConfig(_Section):
     port: Port = 8765
     """Port to listen on."""
     tokens_file: Path | None = None
-    """File with bearer tokens, one a line. With it, every request but `/healthz` must carry one of them."""
+    """File with bearer tokens: one a line, or a list with scopes. With it, every request but `/healthz` needs one."""
 
     @model_validator(mode="after")
     def _guards_open_addresses(self) -> Self:

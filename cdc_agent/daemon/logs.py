@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 
@@ -16,7 +17,21 @@ __all__ = ["configure"]
 _LINE = "%(asctime)s %(levelname)-7s %(threadName)s %(name)s %(message)s"
 
 
+#: What would end a line or steer a terminal: somebody else's words must not pass for a record of ours.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
+    code: f"\\u{code:04x}" for code in (0x2028, 0x2029)
+}
+
+
 class _Text(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(record).translate(_CONTROLS)
+
+    def formatException(self, ei: Any) -> str:
+        # Set in: a message with line breaks in it cannot begin a line.
+        lines = super().formatException(ei).splitlines()
+        return "\n".join(f"  | {line.translate(_CONTROLS)}" for line in lines)
+
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002 (logging's name)
         moment = datetime.fromtimestamp(record.created, UTC)
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -25,9 +25,9 @@ from cdc_agent.daemon.state_files import condemn
 from cdc_agent.daemon.threads import Threads
 from cdc_agent.errors import CdcAgentError, DaemonUnavailable, IdentityMismatch, SourceUnavailable
 from cdc_agent.identity import StartOver
-from cdc_agent.web.access import Tokens
 from cdc_agent.web.app import create_app
 from cdc_agent.web.server import HttpServer
+from cdc_agent.web.tokens import Tokens
 
 __all__ = ["calm_garbage_collector", "run"]
 
@@ -139,7 +139,8 @@ class _Running:
         #: Whether threads were left at work at the end.
         self.abandoned = False
         self._service = DaemonService(daemon)
-        app = create_app(self._service, tokens=Tokens.load(self._config.http.tokens_file))
+        self._tokens = Tokens.load(self._config.http.tokens_file)
+        app = create_app(self._service, tokens=self._tokens)
         self._http = HttpServer(app, host=self._config.http.host, port=self._config.http.port)
 
     def until_stopped(self) -> None:
@@ -190,6 +191,7 @@ class _Running:
         notify("RELOADING=1")
         try:
             fresh = configuration.load(self._config_path)
+            self._tokens.renew(self._config.http.tokens_file)
         except CdcAgentError as exc:
             log.error("reload refused, going on as before error=%s", exc.message)
         else:

@@ -42,8 +42,16 @@ class DaemonService:
         source = daemon.config.source
         self._clock = SourceClock(source.dsn.get_secret_value(), connect_timeout_s=source.connect_timeout_s)
 
-    def search(self, collection: str, query: str, *, k: int, where: Mapping[str, Any] | None) -> Sequence[SearchHit]:
-        return self._daemon.searcher.search(collection, query, k, where)
+    def search(
+        self,
+        collection: str,
+        query: str,
+        *,
+        k: int,
+        where: Mapping[str, Any] | None,
+        within: Mapping[str, Any] | None = None,
+    ) -> Sequence[SearchHit]:
+        return self._daemon.searcher.search(collection, query, k, where, within=within)
 
     def wait(self, lsn: Lsn, timeout_s: float) -> Lsn:
         watermark = self._daemon.indexer.watermark

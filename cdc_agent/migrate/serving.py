@@ -21,7 +21,13 @@ class Searches(Protocol):
     """One generation's ``search.Searcher``."""
 
     def search(
-        self, collection: str, query: str, k: int = 5, where: Mapping[str, Any] | None = None
+        self,
+        collection: str,
+        query: str,
+        k: int = 5,
+        where: Mapping[str, Any] | None = None,
+        *,
+        within: Mapping[str, Any] | None = None,
     ) -> list[SearchHit]: ...
 
 
@@ -40,12 +46,18 @@ class LiveSearch:
         self._targets = targets
 
     def search(
-        self, collection: str, query: str, k: int = 5, where: Mapping[str, Any] | None = None
+        self,
+        collection: str,
+        query: str,
+        k: int = 5,
+        where: Mapping[str, Any] | None = None,
+        *,
+        within: Mapping[str, Any] | None = None,
     ) -> Sequence[SearchHit]:
         while True:
             target = self._target(collection)
             try:
-                return target.searcher.search(target.physical, query, k, where)
+                return target.searcher.search(target.physical, query, k, where, within=within)
             except CollectionMissing:
                 if self._target(collection) is target:
                     raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import anyio
@@ -18,15 +18,15 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from cdc_agent import __version__, metrics
-from cdc_agent.errors import CdcAgentError, UsageError
+from cdc_agent.errors import CdcAgentError, NotPermitted, UsageError
+from cdc_agent.grants import SCOPES
 from cdc_agent.ledger.base import Resync
 from cdc_agent.lsn import Lsn
 from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.verify.report import Wanted
-from cdc_agent.web.access import AccessControl, Tokens
+from cdc_agent.web.access import ANYBODY, OPEN, AccessControl, Door, grant_of, only_doors
 from cdc_agent.web.answers import ApiError, error_response, json_dead_letter, json_hit, json_resync
 from cdc_agent.web.requests import (
     LetterListRequest,
@@ -41,6 +41,7 @@ from cdc_agent.web.requests import (
     read_body,
 )
 from cdc_agent.web.service import LetterQuery, Service
+from cdc_agent.web.tokens import Tokens
 
 __all__ = ["create_app"]
 
@@ -70,9 +71,12 @@ class Lane:
 
 def create_app(service: Service, *, tokens: Tokens | None = None) -> Starlette:
     """The application over a service. Without ``tokens`` only this machine may call it."""
+    tokens = tokens or Tokens()
+    doors = only_doors(_Routes(service, tokens).table())
+    open_paths = {door.path for door in doors if door.scopes == OPEN}
     return Starlette(
-        routes=_Routes(service).table(),
-        middleware=[Middleware(AccessControl, tokens=tokens or Tokens([]))],
+        routes=doors,
+        middleware=[Middleware(AccessControl, tokens=tokens, open_paths=open_paths)],
         exception_handlers={
             ApiError: _on_api_error,
             CdcAgentError: _on_our_error,
@@ -83,47 +87,51 @@ def create_app(service: Service, *, tokens: Tokens | None = None) -> Starlette:
 
 
 class _Routes:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, tokens: Tokens) -> None:
         self._service = service
+        self._tokens = tokens
         self._searches = Lane(threads=16, queue=64)
         self._waits = Lane(threads=64, queue=64)
         self._operations = Lane(threads=8, queue=64)
 
-    def table(self) -> list[Route]:
+    def table(self) -> list[Door]:
         return [
-            Route("/search", self.search, methods=["POST"]),
-            Route("/wait", self.wait, methods=["GET"]),
-            Route("/healthz", self.healthz, methods=["GET"]),
-            Route("/readyz", self.readyz, methods=["GET"]),
-            Route("/metrics", self.metrics, methods=["GET"]),
-            Route("/status", self.status, methods=["GET"]),
-            Route("/dead-letters", self.dead_letters, methods=["GET"]),
-            Route("/dead-letters/replay", self.replay_dead_letters, methods=["POST"]),
-            Route("/dead-letters/discard", self.discard_dead_letters, methods=["POST"]),
-            Route("/dead-letters/{letter_id:int}", self.dead_letter, methods=["GET"]),
-            Route("/dead-letters/{letter_id:int}/replay", self.replay_dead_letter, methods=["POST"]),
-            Route("/dead-letters/{letter_id:int}/discard", self.discard_dead_letter, methods=["POST"]),
-            Route("/migrations", self.migrations, methods=["GET"]),
-            Route("/migrations", self.start_migration, methods=["POST"]),
-            Route("/migrations/{collection}/{action}", self.move_migration, methods=["POST"]),
-            Route("/resyncs", self.resyncs, methods=["GET"]),
-            Route("/resyncs", self.start_resync, methods=["POST"]),
-            Route("/resyncs/{resync_id:int}/{action}", self.move_resync, methods=["POST"]),
-            Route("/verifies", self.verifies, methods=["GET"]),
-            Route("/verifies", self.start_verify, methods=["POST"]),
-            Route("/verifies/{number:int}", self.verify, methods=["GET"]),
+            Door("/search", self.search, methods=["POST"], scopes={"search"}),
+            Door("/wait", self.wait, methods=["GET"], scopes={"search", "admin"}),
+            Door("/healthz", self.healthz, methods=["GET"], scopes=OPEN),
+            Door("/readyz", self.readyz, methods=["GET"], scopes=ANYBODY),
+            Door("/whoami", self.whoami, methods=["GET"], scopes=ANYBODY),
+            Door("/metrics", self.metrics, methods=["GET"], scopes={"metrics"}),
+            Door("/status", self.status, methods=["GET"], scopes={"metrics", "admin"}),
+            Door("/dead-letters", self.dead_letters, methods=["GET"], scopes={"admin"}),
+            Door("/dead-letters/replay", self.replay_dead_letters, methods=["POST"], scopes={"admin"}),
+            Door("/dead-letters/discard", self.discard_dead_letters, methods=["POST"], scopes={"admin"}),
+            Door("/dead-letters/{letter_id:int}", self.dead_letter, methods=["GET"], scopes={"admin"}),
+            Door("/dead-letters/{letter_id:int}/replay", self.replay_dead_letter, methods=["POST"], scopes={"admin"}),
+            Door("/dead-letters/{letter_id:int}/discard", self.discard_dead_letter, methods=["POST"], scopes={"admin"}),
+            Door("/migrations", self.migrations, methods=["GET"], scopes={"admin"}),
+            Door("/migrations", self.start_migration, methods=["POST"], scopes={"admin"}),
+            Door("/migrations/{collection}/{action}", self.move_migration, methods=["POST"], scopes={"admin"}),
+            Door("/resyncs", self.resyncs, methods=["GET"], scopes={"admin"}),
+            Door("/resyncs", self.start_resync, methods=["POST"], scopes={"admin"}),
+            Door("/resyncs/{resync_id:int}/{action}", self.move_resync, methods=["POST"], scopes={"admin"}),
+            Door("/verifies", self.verifies, methods=["GET"], scopes={"admin"}),
+            Door("/verifies", self.start_verify, methods=["POST"], scopes={"admin"}),
+            Door("/verifies/{number:int}", self.verify, methods=["GET"], scopes={"admin"}),
         ]
 
     async def search(self, request: Request) -> Response:
         wanted = parse(SearchRequest, await read_body(request))
         if wanted.min_lsn is not None:
             await self._reach(request, wanted.min_lsn, wanted.timeout_s)
-        return JSONResponse(await self._searches.run(lambda: self._found(wanted)))
+        within = grant_of(request).where
+        return JSONResponse(await self._searches.run(lambda: self._found(wanted, within)))
 
-    def _found(self, wanted: SearchRequest) -> dict[str, Any]:
+    def _found(self, wanted: SearchRequest, within: Mapping[str, Any] | None) -> dict[str, Any]:
         # Read before the search: the hits are at least as fresh as the answer says.
         fresh = self._freshness(self._service.applied_lsn())
-        hits = self._service.search(wanted.collection, wanted.query, k=wanted.k, where=wanted.where or None)
+        where = wanted.where or None
+        hits = self._service.search(wanted.collection, wanted.query, k=wanted.k, where=where, within=within)
         return {**fresh, "hits": [json_hit(hit) for hit in hits]}
 
     def _freshness(self, applied_lsn: Lsn) -> dict[str, Any]:
@@ -164,13 +172,22 @@ class _Routes:
     async def healthz(self, request: Request) -> Response:  # noqa: ARG002 (Starlette passes it)
         return JSONResponse({"status": "ok", "version": __version__})
 
-    async def readyz(self, request: Request) -> Response:  # noqa: ARG002
+    async def readyz(self, request: Request) -> Response:
         problems = await self._operations.run(self._service.readiness)
         if not problems:
             return JSONResponse({"status": "ready", "problems": []})
-        listed = [{"name": p.name, "message": p.message, "hint": p.hint} for p in problems]
         names = ", ".join(p.name for p in problems)
+        if grant_of(request).where is not None:
+            # What is wrong may name other tenants' tables and keys.
+            return error_response(503, f"not ready: {names}", "the operator's token says more", status="not ready")
+        listed = [{"name": p.name, "message": p.message, "hint": p.hint} for p in problems]
         return error_response(503, f"not ready: {names}", problems[0].hint, status="not ready", problems=listed)
+
+    async def whoami(self, request: Request) -> Response:
+        """For pages and people: whether the token is good, and what for."""
+        grant = grant_of(request)
+        scopes = [scope for scope in SCOPES if grant.allows(scope)]
+        return JSONResponse({"name": grant.name, "scopes": scopes, "where": grant.where, "tokens": bool(self._tokens)})
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
         text = await self._operations.run(metrics.render)
@@ -315,6 +332,8 @@ async def _on_our_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, CdcAgentError)
     if isinstance(exc, UsageError):
         return error_response(400, exc.message, exc.hint)
+    if isinstance(exc, NotPermitted):
+        return error_response(403, exc.message, exc.hint)
     log.warning("request failed path=%s error=%s: %s", request.url.path, type(exc).__name__, exc.message)
     if exc.retryable:
         return error_response(503, exc.message, exc.hint, headers={"Retry-After": "1"})

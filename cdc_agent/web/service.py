@@ -42,8 +42,17 @@ class Service(Protocol):
     """
 
     def search(
-        self, collection: str, query: str, *, k: int, where: Mapping[str, Any] | None
-    ) -> Sequence[SearchHit]: ...
+        self,
+        collection: str,
+        query: str,
+        *,
+        k: int,
+        where: Mapping[str, Any] | None,
+        within: Mapping[str, Any] | None,
+    ) -> Sequence[SearchHit]:
+        """``within`` is what the sender may see at all, ``where`` what is wanted of it. Raises ``NotPermitted`` when
+        the collection cannot be parted."""
+        ...
 
     def wait(self, lsn: Lsn, timeout_s: float) -> Lsn:
         """Block until the index is complete up to ``lsn``; return how far it is.

@@ -64,7 +64,7 @@ def test_search_prints_hits(run: Run, service: FakeService) -> None:
 
     assert code == 0
     assert out == "0.750  public.articles:1\n       the cat sleeps\n"
-    assert service.calls == [("articles", "cat", 3, {"lang": "en"})]
+    assert service.calls == [("articles", "cat", 3, {"lang": "en"}, None)]
 
 
 def test_search_waits_for_a_commit_and_prints_json(run: Run, service: FakeService) -> None:
@@ -285,3 +285,75 @@ def test_nested_facts_are_indented(capsys: pytest.CaptureFixture[str]) -> None:
     print_mapping(facts)
 
     assert capsys.readouterr().out == "a:\n  b: 1\n  c: -\nd:\n  - e=1, f=2\ng: -\n"
+
+
+# Tokens.
+
+
+def test_a_new_token_opens_what_it_was_made_for(run: Run, tmp_path: Path) -> None:
+    from cdc_agent.web.tokens import Tokens, read_tokens
+
+    # When two tokens are made, one of them for a tenant
+    path = tmp_path / "new-tokens"
+    code, out, err = run("token", "new", "acme", "--where", '{"tenant": "acme"}', "--file", str(path), "--json")
+    assert (code, err) == (0, "")
+    code, shown, _ = run("token", "new", "board", "--scopes", "search,metrics", "--file", str(path))
+    assert code == 0
+
+    # Then the file lets both in, for that and nothing else, and does not hold them
+    tenant, board = json.loads(out)["token"], shown.splitlines()[0].rpartition(" ")[2]
+    tokens = Tokens.load(path)
+    grants = [tokens.grant(token) for token in (tenant, board)]
+    assert [(g.name, sorted(g.scopes), g.where) for g in grants if g] == [
+        ("acme", ["search"], {"tenant": "acme"}),
+        ("board", ["metrics", "search"], None),
+    ]
+    assert tenant not in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(read_tokens(path)) == 2
+    assert sorted(p.name for p in tmp_path.iterdir() if "new-tokens" in p.name) == ["new-tokens"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["x", "--scopes", "serach"], "no scope 'serach'"),
+        (["x", "--where", "{}"], "where"),
+        (["x", "--where", '{"a": 1}', "--scopes", "admin"], "may search and nothing else"),
+        (["twice", "--file", "{list}"], "the same name twice"),
+        (["x", "--file", "{plain}"], "one token a line"),
+        (["x", "--file", "{folder}/nowhere/tokens"], "cannot be written"),
+    ],
+)
+def test_a_token_that_would_not_do_is_refused(run: Run, tmp_path: Path, arguments: list[str], words: str) -> None:
+    # Given a file of each form
+    files = {"list": tmp_path / "list", "plain": tmp_path / "plain", "folder": tmp_path}
+    run("token", "new", "twice", "--file", str(files["list"]))
+    files["plain"].write_text("a-token-of-enough-characters\n")
+    before = {name: path.read_text() for name, path in files.items() if path.is_file()}
+
+    filled = [a.format(**files) if a.startswith(("{list", "{plain", "{folder")) else a for a in arguments]
+    code, out, err = run("token", "new", *filled)
+
+    assert code in (2, 78)
+    assert words in err
+    assert "hint: " in err
+    assert out == ""
+    assert {name: path.read_text() for name, path in files.items() if path.is_file()} == before
+
+
+def test_a_file_of_digests_opens_nothing_for_the_command_line(tmp_path: Path) -> None:
+    from cdc_agent.cli.daemon_client import _token_in
+    from cdc_agent.errors import ConfigError
+    from cdc_agent.web.tokens import entry
+
+    path = tmp_path / "tokens"
+    path.write_text(entry("a-token-of-enough-characters", name="app", scopes=["search"], where=None))
+
+    with pytest.raises(ConfigError) as caught:
+        _token_in(path)
+
+    assert "CDC_AGENT_TOKEN" in caught.value.hint
+    # One that is written out is taken, the one that may do most.
+    path.write_text(path.read_text() + "- name: all\n  token: another-token-of-enough\n  scopes: [search, admin]\n")
+    assert _token_in(path) == "another-token-of-enough"

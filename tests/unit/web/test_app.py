@@ -17,11 +17,11 @@ from cdc_agent.lsn import Lsn, Version
 from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.search import HitSource, SearchHit
 from cdc_agent.web import server as server_module
-from cdc_agent.web.access import Tokens
 from cdc_agent.web.app import create_app
 from cdc_agent.web.requests import MAX_BODY_BYTES
 from cdc_agent.web.server import HttpServer
 from cdc_agent.web.service import LetterPage, LetterQuery, Problem
+from cdc_agent.web.tokens import Tokens
 
 HIT = SearchHit(
     id="public.articles:1#7.0",
@@ -61,8 +61,16 @@ class FakeService:
         self.held = threading.Semaphore(0)
         self.on_wait: Callable[[], None] = lambda: None
 
-    def search(self, collection: str, query: str, *, k: int, where: Mapping[str, Any] | None) -> Sequence[SearchHit]:
-        self.calls.append((collection, query, k, where))
+    def search(
+        self,
+        collection: str,
+        query: str,
+        *,
+        k: int,
+        where: Mapping[str, Any] | None,
+        within: Mapping[str, Any] | None = None,
+    ) -> Sequence[SearchHit]:
+        self.calls.append((collection, query, k, where, within))
         if self.failure:
             raise self.failure
         if self.hold:
@@ -185,13 +193,13 @@ def test_search_answers_hits_with_their_source_and_how_fresh_they_are(client, se
             }
         ],
     }
-    assert service.calls == [("articles", "cat", 3, {"lang": "en"})]
+    assert service.calls == [("articles", "cat", 3, {"lang": "en"}, None)]
 
 
 def test_search_has_defaults(client, service):
     client.post("/search", json=SEARCH)
 
-    assert service.calls == [("articles", "cat", 5, None)]
+    assert service.calls == [("articles", "cat", 5, None, None)]
 
 
 def test_search_waits_for_a_commit_first(client, service):

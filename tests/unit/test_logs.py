@@ -1,0 +1,56 @@
+"""Log lines: what somebody else wrote into a name or a message cannot pass for a record of ours."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from cdc_agent.config import LogConfig
+from cdc_agent.daemon import logs
+
+FORGED = "x\r\n2026-01-01T00:00:00.000Z ERROR   main cdc_agent forged\x1b[2J\u2028end\x85"
+
+
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    """The root logger, put back afterwards."""
+    root = logging.getLogger()
+    handlers, level, ours = root.handlers[:], root.level, logging.getLogger("cdc_agent").level
+    yield root
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.getLogger("cdc_agent").setLevel(ours)
+
+
+def written(monkeypatch: pytest.MonkeyPatch, form: str) -> str:
+    out = io.StringIO()
+    monkeypatch.setattr("sys.stderr", out)
+    logs.configure(LogConfig(format=form))  # type: ignore[arg-type]
+    log = logging.getLogger("cdc_agent.test")
+    log.warning("renamed table=%s", FORGED)
+    try:
+        raise ValueError(FORGED)
+    except ValueError:
+        log.exception("failed path=%s", FORGED)
+    return out.getvalue()
+
+
+def test_a_line_for_people_stays_one_line(root: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = written(monkeypatch, "text")
+
+    # Every line is a record of ours or a part of a traceback that is set in.
+    for line in text.split("\n")[:-1]:
+        assert "cdc_agent.test " in line or line.startswith("  | "), line
+    assert not any(sign in text for sign in "\r\x1b\u2028\x85")
+    assert r"x\x0d\x0a2026-01-01" in text
+
+
+def test_a_line_for_machines_stays_one_object(root: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = written(monkeypatch, "json").split("\n")[:-1]
+
+    assert [json.loads(line)["level"] for line in lines] == ["warning", "error"]
+    assert json.loads(lines[0])["message"] == f"renamed table={FORGED}"
