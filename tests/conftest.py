@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.support.daemon import DaemonProcess, merged
 from tests.support.fake_openai import FakeOpenAI
@@ -18,6 +19,9 @@ from tests.support.postgres import ALL_KINDS, Database, Kind, Servers, kinds_wan
 from tests.support.tcp_proxy import TcpProxy
 
 _servers = pytest.StashKey[Servers]()
+
+# `--hypothesis-profile=nightly` for the state machine and the properties that do not say how many examples they want.
+settings.register_profile("nightly", max_examples=10_000, stateful_step_count=60, deadline=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:

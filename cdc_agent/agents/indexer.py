@@ -50,6 +50,8 @@ _TARGET_CHUNKS = 64
 _MIN_EVENTS, _MAX_EVENTS = 16, 4_000
 #: How long a read waits for something new; a signal ends it at once.
 _READ_WAIT_S = 1.0
+#: How long either thread waits for the other before it looks whether to stop.
+_HANDOFF_WAIT_S = 0.5
 #: How long it waits for changes while a portion of a resync is being written.
 _LOOK_OUT_S = 0.003
 #: Rows of a resync that are taken at a time when something waits for all of them.
@@ -127,6 +129,7 @@ class Indexer:
         self._held: dict[tuple[str, str], Checkpoint] = {}
         self._handoff: queue.Queue[tuple[int, Prepared]] = queue.Queue(maxsize=1)
         self._failed: CdcAgentError | None = None
+        self._since_garbage = 0
         self._limit = _TARGET_CHUNKS
         checkpoint = ledger.checkpoint(agent)
         self._next = checkpoint
@@ -138,9 +141,7 @@ class Indexer:
         """Read, fold, plan, embed, hand over; until stopped. Raises what cannot be retried."""
         try:
             while not self._stop.is_set():
-                if self._failed is not None:
-                    self._start_over()
-                self._turn()
+                self._planner_turn()
         except Stopping:
             log.debug("planner stopped")
 
@@ -158,7 +159,7 @@ class Indexer:
         """Throw away what is in flight and go on from the last checkpoint."""
         failed = self._failed
         # The writer empties its queue without writing while a failure stands.
-        while not self._in_flight.wait_empty(0.5) and not self._stop.is_set():
+        while not self._in_flight.wait_empty(_HANDOFF_WAIT_S) and not self._stop.is_set():
             continue
         self._failed = None
         if failed is not None and not failed.retryable:
@@ -167,8 +168,10 @@ class Indexer:
         self._backlog.clear()
         self._next = self._ledger.checkpoint(self._agent)
 
-    def _turn(self) -> None:
+    def _planner_turn(self) -> None:
         """Live changes first; then a portion of the rows that a resync read."""
+        if self._failed is not None:
+            self._start_over()
         wait_s = self._deferred.due_in_s(_READ_WAIT_S)
         if self._backlog:
             # With changes about, the next portion waits until the last one is written, and looks out meanwhile.
@@ -342,7 +345,7 @@ class Indexer:
         number = self._in_flight.begin([*prepared.manifests, *prepared.same])
         while not self._stop.is_set():
             try:
-                self._handoff.put((number, prepared), timeout=0.5)
+                self._handoff.put((number, prepared), timeout=_HANDOFF_WAIT_S)
             except queue.Full:
                 continue
             return
@@ -355,23 +358,26 @@ class Indexer:
         try:
             self._healing(self._sweep)
             self._healing(self._collect)
-            since_garbage = 0
             while not self._stop.is_set():
-                self._mend_suspects()
-                try:
-                    number, prepared = self._handoff.get(timeout=0.5)
-                except queue.Empty:
-                    if self._clock() >= self._next_sweep:
-                        self._healing(self._sweep)
-                    continue
-                self._write(number, prepared)
-                since_garbage += 1
-                # When there is nothing more urgent, or when it has waited long enough.
-                if self._handoff.empty() or since_garbage >= _GARBAGE_EVERY:
-                    self._healing(self._collect)
-                    since_garbage = 0
+                self._writer_turn(_HANDOFF_WAIT_S)
         except Stopping:
             log.debug("writer stopped")
+
+    def _writer_turn(self, wait_s: float) -> None:
+        """Write one batch if there is one within ``wait_s``; garbage and strays when there is time."""
+        self._mend_suspects()
+        try:
+            number, prepared = self._handoff.get(timeout=wait_s)
+        except queue.Empty:
+            if self._clock() >= self._next_sweep:
+                self._healing(self._sweep)
+            return
+        self._write(number, prepared)
+        self._since_garbage += 1
+        # When there is nothing more urgent, or when it has waited long enough.
+        if self._handoff.empty() or self._since_garbage >= _GARBAGE_EVERY:
+            self._healing(self._collect)
+            self._since_garbage = 0
 
     def _sweep(self) -> None:
         """Remove what landed late; when idle, because it reads every id."""

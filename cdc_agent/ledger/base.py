@@ -172,7 +172,8 @@ class Flip:
 
     ``manifests`` replace what was there, ``same`` as well, but those name the chunks that the documents have already;
     chunk ids that no manifest names any more become garbage, and so do intents of the agent up to ``generation`` that
-    none names. A dead letter of a document whose manifest moves past it is settled. ``resyncs`` carry progress.
+    none names. A dead letter of a document is settled by one of ``manifests`` that moves past it, never by one of
+    ``same``: a parked change that comes by once more is no news. ``resyncs`` carry progress.
     ``suspected`` are chunks that a request which failed may still change: like those of writes in place that were
     never flipped they stay intents while they live.
     """

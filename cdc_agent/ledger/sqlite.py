@@ -250,8 +250,8 @@ class SqliteLedger:
                 named.update((manifest.collection, chunk.id) for chunk in manifest.chunks)
             tx.executemany(_SQL["save_manifest"], map(rows.manifest_row, flip.same))
             if tx.execute(_SQL["any_dead_letter"]).fetchone() is not None:
-                settled = [rows.settled(flip.agent, manifest) for manifest in (*flip.manifests, *flip.same)]
-                tx.executemany(_SQL["settle"], settled)
+                # Where the chunks stay as they are, nothing of what was parked came into the index.
+                tx.executemany(_SQL["settle"], [rows.settled(flip.agent, manifest) for manifest in flip.manifests])
             suspected = set(flip.suspected) & named
             begun = tx.execute(_SQL["intents"], (flip.agent, flip.generation)).fetchall()
             for collection, chunk_id, generation in begun:

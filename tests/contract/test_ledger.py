@@ -405,6 +405,14 @@ class TestDeadLetters:
 
         assert [found.document_id for found in ledger.dead_letters()] == (["other"] if settled else ["d", "other"])
 
+    def test_a_manifest_that_keeps_its_chunks_settles_nothing(self, ledger: Ledger) -> None:
+        # Given a letter, and the parked change that comes by once more: only the bookkeeping moves
+        flip(ledger, 0, dead_letters=[letter("d", 100, 1)])
+
+        flip(ledger, 0, same=[manifest("d", lsn=100, ordinal=1)])
+
+        assert [found.document_id for found in ledger.dead_letters()] == ["d"]
+
     def test_a_deletion_settles_too(self, ledger: Ledger) -> None:
         flip(ledger, 0, dead_letters=[letter("d")])
 

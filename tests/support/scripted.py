@@ -25,7 +25,7 @@ from cdc_agent.source.base import RowSet, TableRows
 from cdc_agent.vectorstore.base import Record
 from cdc_agent.vectorstore.memory import MemoryStore
 
-__all__ = ["FaultyStore", "ScriptedDatabase", "a_collection", "a_relation", "events_of"]
+__all__ = ["FaultyStore", "Killed", "ScriptedDatabase", "Statement", "a_collection", "a_relation", "events_of"]
 
 TABLE = "public.docs"
 ROOT_OID = 1
@@ -78,6 +78,8 @@ class ScriptedDatabase:
     #: Every commit in the order of the log: its id, and what it did.
     commits: list[tuple[int, tuple[Statement, ...]]] = field(default_factory=list)
     hidden: set[int] = field(default_factory=set)
+    #: Transactions that have an id and have not ended.
+    running: set[int] = field(default_factory=set)
     #: Called before each read, in the reader's thread.
     before_read: Callable[[], None] = lambda: None
     #: Each read by key lets one hidden commit become visible after it: time passes.
@@ -87,15 +89,27 @@ class ScriptedDatabase:
 
     # -- writing ----------------------------------------------------------------------------------------------
 
-    def commit(self, *statements: Statement, hide: bool = False) -> Transaction:
-        """Carry statements out in one transaction; returns it as a decoder would."""
+    def begin(self) -> int:
+        """A transaction that takes its id now, to be committed or rolled back later."""
+        with self._lock:
+            xid, self.next_xid = self.next_xid, self.next_xid + 1
+            self.running.add(xid)
+            return xid
+
+    def roll_back(self, xid: int) -> None:
+        """Nothing of it is ever in the log."""
+        with self._lock:
+            self.running.remove(xid)
+
+    def commit(self, *statements: Statement, hide: bool = False, xid: int = 0) -> Transaction:
+        """Carry statements out in one transaction (that was begun as ``xid``); returns it as a decoder would."""
         with self._lock:
             self._wait_for_locks(statements)
             rows = self.rows(hidden=True)
             changes: list[Change] = []
             for statement in statements:
                 changes += self._change(statement, rows, len(changes) + 1)
-            xid = self._logged(statements)
+            xid = self._logged(statements, xid)
             if hide and not any(s.kind == "truncate" for s in statements):
                 self.hidden.add(xid)
             return self._transaction(xid, changes)
@@ -112,8 +126,9 @@ class ScriptedDatabase:
             if self.hidden:
                 self.hidden.remove(min(self.hidden))
 
-    def _logged(self, statements: Sequence[Statement]) -> int:
-        xid, self.next_xid = self.next_xid, self.next_xid + 1
+    def _logged(self, statements: Sequence[Statement], xid: int = 0) -> int:
+        xid = xid or self.begin()
+        self.running.remove(xid)
         self.commits.append((xid, tuple(statements)))
         return xid
 
@@ -178,8 +193,8 @@ class ScriptedDatabase:
 
     def snapshot(self) -> str:
         with self._lock:
-            running = ",".join(map(str, sorted(self.hidden)))
-            return f"{min(self.hidden, default=self.next_xid)}:{self.next_xid}:{running}"
+            running = sorted(self.hidden | self.running)
+            return f"{min(running, default=self.next_xid)}:{self.next_xid}:{','.join(map(str, running))}"
 
     def page(self, request: TableRows) -> RowSet:
         with self._lock:
@@ -244,11 +259,16 @@ def expected_chunks(collection: Collection, values: Values) -> list[tuple[str, i
     return [(found, place, text, values[3]) for place, text in enumerate(texts)]
 
 
+class Killed(BaseException):
+    """The process died here."""
+
+
 class FaultyStore(MemoryStore):
     """A memory store whose next writes fail as planned; what fails may be carried out all the same, or later.
 
     A fault: ``ok``; ``lost`` (raises, nothing happened); ``done`` (raises, but was carried out); ``late`` (raises, is
-    carried out when ``land`` is called).
+    carried out when ``land`` is called); ``twice`` (arrives two times in a row). With ``die-`` before it the caller
+    dies of it.
     """
 
     def __init__(self, faults: Iterable[str] = ()) -> None:
@@ -281,17 +301,23 @@ class FaultyStore(MemoryStore):
         for write in late:
             write()
 
+    def break_next(self, faults: Iterable[str]) -> None:
+        """What becomes of the next writes, instead of what was planned before."""
+        self._faults = iter(faults)
+
     def heal(self) -> None:
         self._faults = iter(())
 
     def _write(self, kind: str, write: Callable[[], None]) -> None:
         self.before_write(kind)
-        fault = next(self._faults, "ok")
-        if fault in ("ok", "done"):
+        deadly, _, fault = next(self._faults, "ok").rpartition("-")
+        for _ in range({"ok": 1, "done": 1, "twice": 2}.get(fault, 0)):
             write()
         if fault == "late":
             self._late.append(write)
-        if fault != "ok":
+        if deadly:
+            raise Killed
+        if fault not in ("ok", "twice"):
             raise StoreUnavailable(f"{kind} failed: {fault}")
 
     def everything(self, collection: str) -> list[Record]:

@@ -499,6 +499,25 @@ def test_a_row_that_was_read_before_a_parked_change_does_not_pass_for_newer(rig:
     assert rig.ledger.dead_letters() == []
 
 
+def test_a_parked_document_stays_parked_when_its_change_comes_by_once_more(rig: Rig) -> None:
+    # Given a row that must be read again, whose metadata the store refuses, in one batch with a truncate
+    rig.store.poison = {"xx"}
+    rig.insert("1", "old", LONG)
+    rig.update("1", "new", LONG, "xx")
+    rig.commit(Statement("truncate", partition=2))
+
+    # When the batch is planned again and again, because the store did not take all of it
+    rig.start()
+    rig.settle()
+
+    # Then the letter stays, and nothing is lost once the store takes the row
+    assert [letter.document_id for letter in rig.ledger.dead_letters()] == ["public.docs:1"]
+    rig.store.poison = set()
+    rig.update("1", "newer", LONG, "de")
+    rig.assert_index_is_the_table()
+    assert rig.ledger.dead_letters() == []
+
+
 def test_a_record_that_the_store_refuses_does_not_leave_traces_in_what_was_planned_on_it(rig: Rig) -> None:
     # Given a new document whose batch is held before a store that will refuse it
     entered, leave = threading.Event(), threading.Event()
