@@ -4,7 +4,8 @@
 
 What a signal asks for is in the ledger before its transaction is in the stream, so it is heard at least once. Whoever
 may connect to the database may write one. So its ``where`` is limited to the small language of ``collections[].where``,
-which can call nothing; and one that cannot be understood is logged and ignored.
+which can call nothing, and within its own edges (no comment, no other lexical rules); and one that cannot be understood
+is logged and ignored.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cdc_agent.errors import CdcAgentError, LedgerError
 from cdc_agent.events import Op, Transaction
 from cdc_agent.ledger.base import Resync
 from cdc_agent.resync_order import ResyncOrder
+from cdc_agent.source.condition import check_condition
 
 __all__ = ["SIGNAL_PREFIX", "Signals"]
 
@@ -75,6 +77,8 @@ class Signals:
         signal = msgspec.json.decode(content[:_MAX_BYTES], type=_Signal)
         if signal.where:
             Predicate(signal.where)
+            # The predicate's parser passes over comments, and the server reads the text itself.
+            check_condition(signal.where)
         order = ResyncOrder(
             collection=signal.collection,
             table=signal.table,

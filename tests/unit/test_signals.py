@@ -55,6 +55,9 @@ def test_a_signal_asks_for_what_it_names() -> None:
         b'{"type": "resync", "collection": "nothing"}',
         b'{"type": "resync", "table": "public.docs", "where": "pg_sleep(9) is null"}',
         b'{"type": "resync", "table": "public.docs", "where": "true) or (select true"}',
+        b'{"type": "resync", "table": "public.docs", "where": "n = 1 -- and no other"}',
+        b'{"type": "resync", "table": "public.docs", "where": "n = 1 /* and no other */"}',
+        b'{"type": "resync", "table": "public.docs", "where": "n = 1;"}',
     ],
 )
 def test_what_cannot_be_understood_is_logged_and_ignored(content: bytes, caplog: pytest.LogCaptureFixture) -> None:
