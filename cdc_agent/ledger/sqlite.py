@@ -54,7 +54,8 @@ class SqliteLedger:
         #: What was found damaged while it was in use.
         self.damage: IdentityMismatch | None = None
         self._writer = open_file(path, LedgerError, corrupt=_CORRUPT)
-        self._write_lock = threading.Lock()
+        # Entered again by those who keep the counts true to what they commit. Taken before the other one.
+        self._write_lock = threading.RLock()
         self._read_lock = threading.Lock()
         self._counts: dict[str, tuple[int, int]] = {}
         self._reader = self._writer
@@ -156,17 +157,14 @@ class SqliteLedger:
 
     def drop_generation(self, generation: Generation, *, forget_agent: bool) -> None:
         physical = generation.physical
-        with self._transaction() as tx:
+        with self._counting_anew(physical), self._transaction() as tx:
             for kind in ("manifests", "intents", "garbage", "dead_letters", "collection"):
                 tx.execute(_SQL[f"forget_{kind}"], (physical,))
             tx.execute(_SQL["forget_resyncs"], (rows.names((physical,)),))
             self._vectors.note_orphans(tx)
-            self._vectors.note_orphans(tx)
             if forget_agent:
                 tx.execute(_SQL["forget_agent"], (generation.agent,))
             tx.execute(_SQL["save_generation"], rows.generation_row(replace(generation, state="dropped")))
-        with self._read_lock:
-            self._counts.pop(physical, None)
 
     def leave_collection(self, generation: Generation, *, forget_agent: bool) -> None:
         with self._transaction() as tx:
@@ -242,7 +240,7 @@ class SqliteLedger:
 
     def flip(self, flip: Flip) -> None:
         deltas: dict[str, tuple[int, int]] = {}
-        with self._transaction() as tx:
+        with self._counting(deltas), self._transaction() as tx:
             named: set[tuple[str, str]] = set()
             garbage: list[tuple[str, str]] = []
             for manifest in flip.manifests:
@@ -269,7 +267,6 @@ class SqliteLedger:
             tx.executemany(_SQL["save_resync"], [rows.resync_progress(r) for r in flip.resyncs])
             checkpoint = flip.checkpoint
             tx.execute(_SQL["save_checkpoint"], (flip.agent, checkpoint.offset, int(checkpoint.applied_lsn)))
-        self._count(deltas)
 
     def _names(self, tx: sqlite3.Connection, collection: str, chunk_id: str) -> bool:
         """Whether a manifest names the chunk (an intent to change only its metadata, of an earlier life)."""
@@ -322,18 +319,31 @@ class SqliteLedger:
         return found | {i for i in wanted - found if self._one(_SQL["has_garbage"], (collection, i))}
 
     def counts(self, collection: str) -> tuple[int, int]:
-        with self._read_lock, self._translated():
-            if collection not in self._counts:
-                row = self._reader.execute(_SQL["counts"], (collection,)).fetchone()
-                self._counts[collection] = (row[0], row[1])
-            return self._counts[collection]
-
-    def _count(self, deltas: Mapping[str, tuple[int, int]]) -> None:
         with self._read_lock:
-            for collection, (documents, chunks) in deltas.items():
-                if collection in self._counts:
-                    before = self._counts[collection]
-                    self._counts[collection] = (before[0] + documents, before[1] + chunks)
+            if collection in self._counts:
+                return self._counts[collection]
+        # While nobody writes: a flip that is committed and not counted yet would be counted twice.
+        with self._write_lock, self._read_lock, self._translated():
+            row = self._reader.execute(_SQL["counts"], (collection,)).fetchone()
+            return self._counts.setdefault(collection, (row[0], row[1]))
+
+    @contextmanager
+    def _counting(self, deltas: Mapping[str, tuple[int, int]]) -> Iterator[None]:
+        """Nobody looks between a commit and what it does to the counts."""
+        with self._write_lock:
+            yield
+            with self._read_lock:
+                for collection, (documents, chunks) in deltas.items():
+                    if collection in self._counts:
+                        before = self._counts[collection]
+                        self._counts[collection] = (before[0] + documents, before[1] + chunks)
+
+    @contextmanager
+    def _counting_anew(self, collection: str) -> Iterator[None]:
+        with self._write_lock:
+            yield
+            with self._read_lock:
+                self._counts.pop(collection, None)
 
     # -- vectors by content -----------------------------------------------------------------------------------
 
@@ -356,7 +366,7 @@ class SqliteLedger:
             self._vectors.prune_orphans(tx)
 
     def forget_collection(self, name: str, then: Resync) -> Resync:
-        with self._transaction() as tx:
+        with self._counting_anew(name), self._transaction() as tx:
             tx.execute(_SQL["empty_manifests"], (name, rows.NO_CHUNKS))
             tx.execute(_SQL["seal_manifests"], (name,))
             tx.execute(_SQL["forget_intents"], (name,))
@@ -365,8 +375,6 @@ class SqliteLedger:
             running = [rows.resync(row) for row in tx.execute(_SQL["resyncs"], (1, None)).fetchall()]
             begun = next((r.id for r in running if _is_fresh(r, then)), None)
             number = begun or tx.execute(_SQL["insert_resync"], rows.resync_row(then)).lastrowid
-        with self._read_lock:
-            self._counts.pop(name, None)
         return next(r for r in self.resyncs() if r.id == number)
 
     def forget_vectors(self, fingerprint: str, hashes: Iterable[bytes]) -> None:

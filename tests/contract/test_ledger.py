@@ -741,6 +741,40 @@ class TestSqliteFile:
         assert generation == 2
         ledger.close()
 
+    def test_counts_that_are_asked_for_in_the_middle_of_a_flip_are_not_counted_twice(self, path: Path) -> None:
+        # Given a ledger with a document, and somebody who asks for the counts just after a flip was committed
+        ledger = SqliteLedger(path)
+        generation, ids = begin(ledger, "d", 3)
+        asking = threading.Thread(target=lambda: ledger.counts(C))
+
+        class Committing:
+            """The writing connection, with somebody who is quick behind each commit."""
+
+            def __init__(self, connection: sqlite3.Connection) -> None:
+                self._connection = connection
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._connection, name)
+
+            def execute(self, statement: str, *params: Any) -> Any:
+                done = self._connection.execute(statement, *params)
+                if statement == "commit":
+                    asking.start()
+                    asking.join(0.2)
+                return done
+
+        connection = ledger._writer
+        ledger._writer = Committing(connection)  # type: ignore[assignment]
+
+        # When the document is flipped
+        flip(ledger, generation, manifest("d", *ids))
+        ledger._writer = connection
+        asking.join(10)
+
+        # Then it counts once
+        assert ledger.counts(C) == (1, 3)
+        ledger.close()
+
     def test_a_closed_ledger_says_so(self, path: Path) -> None:
         ledger = SqliteLedger(path)
         ledger.close()
