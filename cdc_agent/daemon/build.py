@@ -18,6 +18,7 @@ from cdc_agent.daemon.migrations import Migrations, complete_drops, leave_unconf
 from cdc_agent.daemon.models import build_embedder, collection_of
 from cdc_agent.daemon.sources import (
     known_oids,
+    nothing_hidden,
     open_feed,
     open_source,
     options_of,
@@ -171,8 +172,11 @@ def build(
         indexer.follow(present)
 
     shapes = table_guard(config, specs, ledger, health, request, follow, stop)
+    identity = ledger.identity()
     prepare_source(guard, shapes, feed)
-    first_copies(ledger, wanted, {one.physical: one.generation.fingerprint for one in served})
+    # A slot that was made just now has waited for what hides rows; otherwise ``migrations`` waits for that.
+    if identity is None or not identity.slot_ready or nothing_hidden(config, wanted):
+        first_copies(ledger, wanted, {one.physical: one.generation.fingerprint for one in served})
     for plan in plans:
         ledger.save_generation(plan.generation)
     for name in sorted({one.generation.agent for one in served}):

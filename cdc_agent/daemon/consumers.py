@@ -10,13 +10,15 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from cdc_agent.agents.indexer import Indexer
 from cdc_agent.agents.planning import Collection
 from cdc_agent.agents.watermark import Watermark
 from cdc_agent.config import EmbeddingConfig
+from cdc_agent.daemon.leaving import give_up_place
 from cdc_agent.daemon.threads import Threads
 from cdc_agent.embedding.base import Embedder
 from cdc_agent.errors import CdcAgentError
@@ -64,6 +66,7 @@ class _Agent:
     threads: list[threading.Thread] = field(default_factory=list)
     indexer: Indexer
     failed: bool = False
+    running: int = 0
 
     @property
     def live(self) -> bool:
@@ -95,9 +98,7 @@ class Consumers:
         # Of its own: troubles of a generation that answers nobody yet are not the daemon's.
         agent = self._made(name, {s.physical: s for s in served}, Health())
         with self._lock:
-            self._agents[name] = agent
-            if self._threads is not None:
-                self._run(agent)
+            self._begin(agent)
 
     def start(self, threads: Threads) -> None:
         with self._lock:
@@ -120,31 +121,40 @@ class Consumers:
             return True
         self._end(agent)
         left = {physical: s for physical, s in agent.served.items() if physical != served.physical}
+        again = self._again(agent, left) if left and not agent.failed else None
         with self._lock:
             if self._agents.get(name) is not agent:
                 raise StillBusy(f"{name} has just begun again", hint="ask again")
             if not left:
                 del self._agents[name]
                 return True
-            self._begin_again(agent, left)
+            if again is None:
+                # It has lost its place, which only a start gives it anew.
+                agent.served = left
+            else:
+                self._begin(again)
         return False
 
-    def _begin_again(self, agent: _Agent, served: dict[str, Served]) -> None:
-        """Another agent takes the place of one whose threads have ended."""
+    def _again(self, agent: _Agent, served: dict[str, Served]) -> _Agent:
+        """Another agent for the place of one whose threads have ended."""
         again = self._made(agent.name, served, agent.health)
         before = agent.indexer.watermark
         again.indexer.watermark.advance(before.offset, before.applied_lsn)
-        self._agents[agent.name] = again
+        return again
+
+    def _begin(self, agent: _Agent) -> None:
+        self._agents[agent.name] = agent
         if self._threads is not None:
-            self._run(again)
+            self._run(agent)
 
     def _revive(self, agent: _Agent) -> None:
         """One that did not end in time goes on with all that it served, once it has ended."""
         for thread in agent.threads:
             thread.join()
+        again = self._again(agent, agent.served)
         with self._lock:
-            if self._agents.get(agent.name) is agent and not self._stopping:
-                self._begin_again(agent, agent.served)
+            if self._agents.get(agent.name) is agent and not self._stopping and not agent.failed:
+                self._begin(again)
 
     def _made(self, name: str, served: dict[str, Served], health: Health) -> _Agent:
         stop = threading.Event()
@@ -154,6 +164,7 @@ class Consumers:
     def _run(self, agent: _Agent) -> None:
         assert self._threads is not None
         suffix = agent.name.removeprefix("indexer")
+        agent.running = 2
         for role, body in (("planner", agent.indexer.run_planner), ("writer", agent.indexer.run_writer)):
             contained = functools.partial(self._contained, agent, body)
             agent.threads.append(self._threads.start(role + suffix, contained, vital=False))
@@ -163,13 +174,38 @@ class Consumers:
         try:
             body()
         except CdcAgentError as exc:
-            if agent.live:
+            if not self._fails_alone(agent, exc):
                 raise
+        finally:
+            self._ended(agent)
+
+    def _fails_alone(self, agent: _Agent, exc: CdcAgentError) -> bool:
+        with self._lock:
+            if agent.live:
+                return False
             agent.health.report(STOPPED, exc)
             agent.failed = True
-            agent.stop.set()
-            self._give_up_resyncs(agent)
-            log.error("agent stopped name=%s error=%s", agent.name, exc.message)
+        agent.stop.set()
+        self._stream.wake()
+        self._give_up_resyncs(agent)
+        log.error("agent stopped name=%s error=%s", agent.name, exc.message)
+        return True
+
+    def _ended(self, agent: _Agent) -> None:
+        """The last thread of an agent that failed gives up its place: until the next start nobody reads from there, and
+        retention must not wait for that."""
+        with self._lock:
+            agent.running -= 1
+            if agent.running or not agent.failed:
+                return
+        give_up_place(self._ledger, self._stream, agent.name, [s.generation for s in agent.served.values()])
+        log.warning("agent gave up its place name=%s, what it keeps is read again after the next start", agent.name)
+
+    @contextmanager
+    def unless_stopped(self, served: Served) -> Iterator[bool]:
+        """Whether the agent of a generation works; it does not fail before the end of the block."""
+        with self._lock:
+            yield not self._agents[served.generation.agent].failed
 
     def _give_up_resyncs(self, agent: _Agent) -> None:
         """Nobody applies them any more, and those of others wait behind them."""

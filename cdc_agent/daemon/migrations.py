@@ -18,6 +18,7 @@ from cdc_agent import metrics
 from cdc_agent.config import Config
 from cdc_agent.daemon.consumers import STOPPED, Consumers, Served, StillBusy
 from cdc_agent.daemon.generations import Embedders, Planned, differences, next_generations
+from cdc_agent.daemon.leaving import give_up_place
 from cdc_agent.daemon.threads import Threads
 from cdc_agent.errors import CdcAgentError, SourceError, StoreUnavailable, UsageError
 from cdc_agent.failpoints import hit
@@ -62,19 +63,20 @@ def leave_unconfigured(config: Config, ledger: Ledger, stream: Stream) -> None:
     names = {collection.name for collection in config.collections}
     kept = [g for g in ledger.generations() if g.state not in ("dropped", "dropping")]
     needed = {g.agent for g in kept if g.collection in names}
+    left: dict[str, list[Generation]] = {}
     for generation in kept:
         if generation.collection in names:
             continue
-        if generation.state != "live":
+        if generation.state == "live":
+            left.setdefault(generation.agent, []).append(generation)
+        else:
             ledger.save_generation(replace(generation, state="dropping"))
+    for agent, own in left.items():
+        if agent not in needed:
+            give_up_place(ledger, stream, agent, own)
             continue
-        if generation.agent not in needed:
-            stream.forget(generation.agent)
-        # Nobody applies them any more, and those of others would wait behind them.
-        for resync in ledger.resyncs():
-            if resync.open and set(resync.collections) <= {generation.physical}:
-                ledger.move_resync(resync.id, "cancelled", only=("running", "paused"), at=time.time())
-        ledger.leave_collection(generation, forget_agent=generation.agent not in needed)
+        for generation in own:
+            ledger.leave_collection(generation)
 
 
 def _drop(store: VectorStore, ledger: Ledger, stream: Stream, generation: Generation) -> None:
@@ -135,10 +137,11 @@ class Migrations:
     # -- first copies -----------------------------------------------------------------------------------------
 
     def run(self, threads: Threads) -> None:
-        """Begin the first copies that are still to be begun, each in a thread of its own that ends with it."""
+        """Begin the first copies that are still to be begun, each in a thread of its own that ends with it: of what is
+        being built, of what came while another transaction hid rows, and of what has lost its place in the log."""
         self._threads = threads
         for served in self._consumers.served:
-            if served.generation.state == "building":
+            if not self._is_begun(served):
                 self._copy(served)
 
     def _copy(self, served: Served) -> None:
@@ -152,7 +155,7 @@ class Migrations:
                 hit("migrate_before_copy")
                 self._await_visible()
                 copy = copy_of(served.generation, served.collection.table)
-                if self._is_building(served):
+                if self._is_kept(served):
                     self._resync.request(copy)
             self._ledger.save_collection(served.physical, served.generation.fingerprint)
         except Stopping:
@@ -164,8 +167,13 @@ class Migrations:
             if self._stop.wait(_POLL_S):
                 raise Stopping
 
-    def _is_building(self, served: Served) -> bool:
-        return any(g.physical == served.physical and g.state == "building" for g in self._ledger.generations())
+    def _is_kept(self, served: Served) -> bool:
+        """Whether nobody began to drop it meanwhile."""
+        kept = [g for g in self._ledger.generations() if g.state in ("building", "live", "retired")]
+        return any(g.physical == served.physical for g in kept)
+
+    def _is_begun(self, served: Served) -> bool:
+        return self._ledger.collection_fingerprint(served.physical) is not None
 
     # -- operations -------------------------------------------------------------------------------------------
 
@@ -211,14 +219,18 @@ class Migrations:
     def _switch(self, collection: str, state: str, hint: str) -> list[dict[str, Any]]:
         with self._one:
             old, new = self._one_in(collection, "live", hint), self._one_in(collection, state, hint)
-            self._require_complete(new)
             self._flip(old, new)
             self._settle(collection)
             return self.status([collection])
 
     def _require_complete(self, served: Served) -> None:
         stopped = [f"{p.name}: {p.message}" for p in self._consumers.problems_of(served) if p.name == STOPPED]
-        if reason := _not_complete(self._progress(served)) or "; ".join(stopped):
+        if stopped:
+            raise NotReady(
+                f"generation {served.physical} has {'; '.join(stopped)}",
+                hint="mend what it says and start the daemon again: it is read again; or cdc-agent migrate abort",
+            )
+        if reason := _not_complete(self._progress(served)):
             raise NotReady(f"generation {served.physical} is not ready: {reason}", hint="cdc-agent migrate status")
 
     def _flip(self, old: Served, new: Served) -> None:
@@ -226,20 +238,27 @@ class Migrations:
         before, after = self._consumers.watermark_of(old), self._consumers.watermark_of(new)
         deadline = time.monotonic() + _CATCH_UP_S
         while time.monotonic() < deadline:
+            self._require_complete(new)
             self._consumers.hurry()
             if not after.wait_lsn(before.applied_lsn, _POLL_S):
                 continue
             with before.still() as applied:
-                if after.wait_lsn(applied, _HOLD_S):
-                    self._ledger.switch_generation(old.generation.collection, new.generation.number, time.time())
-                    hit("migrate_after_flip")
-                    self._consumers.update(self._ledger.generations())
+                if after.wait_lsn(applied, _HOLD_S) and self._exchange(old, new):
                     log.info("switched from=%s to=%s applied_lsn=%s", old.physical, new.physical, applied)
                     return
         raise NotReady(
             f"generation {new.physical} is behind: it is at {after.applied_lsn}, searches at {before.applied_lsn}",
             hint="wait until cdc-agent migrate status says that it is ready",
         )
+
+    def _exchange(self, old: Served, new: Served) -> bool:
+        """False if the new one has just stopped for good."""
+        with self._consumers.unless_stopped(new) as working:
+            if working:
+                self._ledger.switch_generation(old.generation.collection, new.generation.number, time.time())
+                hit("migrate_after_flip")
+                self._consumers.update(self._ledger.generations())
+        return working
 
     def finish(self, collection: str) -> list[dict[str, Any]]:
         """Remove the generation that answered before; there is no way back."""
@@ -330,7 +349,7 @@ class Migrations:
         for served in sorted(self._consumers.served, key=lambda s: (s.generation.collection, s.generation.number)):
             if collections is not None and served.generation.collection not in collections:
                 continue
-            progress = progress_of(served.generation, resyncs)
+            progress = progress_of(served.generation, resyncs, begun=self._is_begun(served))
             found.append(self._described(served, progress, parked.get(served.physical, 0)))
         return found
 
@@ -369,7 +388,7 @@ class Migrations:
         return reasons
 
     def _progress(self, served: Served) -> CopyProgress:
-        return progress_of(served.generation, self._ledger.resyncs())
+        return progress_of(served.generation, self._ledger.resyncs(), begun=self._is_begun(served))
 
 
 def _measure(generation: Generation, progress: CopyProgress) -> None:

@@ -29,6 +29,7 @@ from cdc_agent.tables import Follow, GuardedTable, TableGuard
 
 __all__ = [
     "known_oids",
+    "nothing_hidden",
     "open_feed",
     "open_source",
     "options_of",
@@ -234,6 +235,17 @@ def _settle(config: Config, stop: threading.Event) -> None:
                 "transactions that are older than the slot have not ended",
                 hint="finish or terminate those sessions (a standby that does not answer holds them, too)",
             )
+
+
+def nothing_hidden(config: Config, wanted: Sequence[Resync]) -> bool:
+    """Whether every row that the log may have passed can be read by now, so that what is ``wanted`` may begin."""
+    if not wanted:
+        return True
+    source = config.source
+    visible = everything_visible(source.dsn.get_secret_value(), connect_timeout_s=source.connect_timeout_s)()
+    if not visible:
+        log.info("first copies wait for transactions that are under way collections=%d", len(wanted))
+    return visible
 
 
 def prepare_source(guard: SourceGuard, shapes: TableGuard, feed: ReplicationFeed) -> None:

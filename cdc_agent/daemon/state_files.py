@@ -7,9 +7,10 @@ damaged file is put aside and begun anew, and the guard of the source then makes
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +19,7 @@ from cdc_agent import metrics
 from cdc_agent.agents.indexer import AGENT
 from cdc_agent.config import Config
 from cdc_agent.errors import IdentityMismatch
-from cdc_agent.ledger.base import Ledger
+from cdc_agent.ledger.base import Checkpoint, Ledger
 from cdc_agent.ledger.sqlite import SqliteLedger
 from cdc_agent.sqlite_file import DAMAGED_HINT, put_aside
 from cdc_agent.stream.base import Stream
@@ -75,16 +76,16 @@ def _opened(config: Config, *, mend: bool) -> StateFiles:
     ledger, corrupt = _whole(config.ledger_path, lambda: _ledger(config), mend=mend)
     try:
         stream, lost = _whole(config.stream_path, lambda: _checked_stream(config, ledger), mend=mend)
-        if not lost and (found := _older_ledger(ledger, stream)):
-            _refuse_or_log(found, mend=mend)
-            ledger.close()
-            put_aside(config.ledger_path)
-            ledger = _ledger(config)
         if not lost and (found := _not_its_stream(ledger, stream)):
             _refuse_or_log(found, mend=mend)
             stream.close()
             put_aside(config.stream_path)
             stream, lost = _stream(config), found.state
+        if not lost and (found := _older_ledger(ledger, stream)):
+            _refuse_or_log(found, mend=mend)
+            ledger.close()
+            put_aside(config.ledger_path)
+            ledger = _ledger(config)
     except BaseException:
         ledger.close()
         raise
@@ -150,26 +151,52 @@ def _has_life(ledger: Ledger) -> bool:
 
 
 def _older_ledger(ledger: Ledger, stream: Stream) -> IdentityMismatch | None:
-    """A ledger that was put back from a copy has forgotten ids that it gave away."""
-    offset = ledger.checkpoint(AGENT).offset
-    if not offset or stream.ledger() != ledger.uuid or stream.released(AGENT) <= offset:
+    """A ledger that was put back from a copy has forgotten ids that it gave away. An agent is in the ledger before it
+    is in the stream, and leaves the stream first: what the stream says and the ledger does not know is newer."""
+    if stream.ledger() != ledger.uuid:
         return None
-    return IdentityMismatch(
-        "LEDGER_LOST",
-        f"the ledger is at {offset} and was at {stream.released(AGENT)} before: it is an older copy",
-        hint=DAMAGED_HINT,
+    found = next(itertools.chain(_behind(ledger, stream), _unknown(ledger, stream), _left(ledger, stream)), "")
+    return (
+        IdentityMismatch("LEDGER_LOST", f"{found}: the ledger is an older copy", hint=DAMAGED_HINT) if found else None
     )
+
+
+def _behind(ledger: Ledger, stream: Stream) -> Iterator[str]:
+    for agent in sorted(_agents(ledger)):
+        offset, released = ledger.checkpoint(agent).offset, stream.released(agent)
+        if released > offset:
+            yield f"{agent} is at {offset} and was at {released} before"
+
+
+def _unknown(ledger: Ledger, stream: Stream) -> Iterator[str]:
+    for agent in stream.consumers():
+        if agent not in {AGENT} | {generation.agent for generation in ledger.generations()}:
+            yield f"{agent} reads the stream, and no generation of it is known"
+
+
+def _left(ledger: Ledger, stream: Stream) -> Iterator[str]:
+    """Agents that have worked and that the stream does not wait for any more (see ``daemon.leaving``)."""
+    consumers = set(stream.consumers())
+    for generation in ledger.generations():
+        if (
+            generation.state in ("building", "live", "retired")
+            and generation.agent not in consumers
+            and ledger.checkpoint(generation.agent).applied_lsn
+            and ledger.collection_fingerprint(generation.physical) is not None
+        ):
+            yield f"{generation.agent} has left the stream, and its generation {generation.physical} was dropped since"
 
 
 def _not_its_stream(ledger: Ledger, stream: Stream) -> IdentityMismatch | None:
     if not _has_life(ledger):
         return None
     found = ""
-    checkpoint, captured = ledger.checkpoint(AGENT), stream.position().captured_lsn
+    captured = stream.position().captured_lsn
+    applied = max(ledger.checkpoint(agent).applied_lsn for agent in _agents(ledger))
     if stream.ledger() != ledger.uuid:
         found = "is empty" if not stream.ledger() else "belongs to another ledger"
-    elif stream.head_offset() < max(_offsets(ledger)) or captured < checkpoint.applied_lsn:
-        found = f"is only at {captured}, the index is at {checkpoint.applied_lsn}: it is an older copy"
+    elif stream.head_offset() < max(_offsets(ledger)) or (captured < applied and ledger.mending() is None):
+        found = f"is only at {captured}, the index is at {applied}: it is an older copy"
     return IdentityMismatch("STREAM_LOST", f"the stream {found}", hint=DAMAGED_HINT) if found else None
 
 
@@ -187,9 +214,17 @@ def _begin_stream(ledger: Ledger, stream: Stream, state: str) -> None:
         )
     ledger.begin_mending(state, replace(identity, slot_ready=False), now)
     stream.begin_at(max(_offsets(ledger)))
+    # Before it is tied: what the stream does not know of a ledger of its own would pass for a sign of age.
+    for agent in _agents(ledger):
+        if (checkpoint := ledger.checkpoint(agent)) != Checkpoint():
+            stream.release(agent, checkpoint.offset)
     stream.tie(ledger.uuid)
 
 
+def _agents(ledger: Ledger) -> set[str]:
+    """Those that the ledger keeps a place for."""
+    return {g.agent for g in ledger.generations() if g.state != "dropped"} or {AGENT}
+
+
 def _offsets(ledger: Ledger) -> list[int]:
-    agents = {AGENT} | {g.agent for g in ledger.generations() if g.state != "dropped"}
-    return [ledger.checkpoint(agent).offset for agent in agents]
+    return [ledger.checkpoint(agent).offset for agent in _agents(ledger)]

@@ -251,8 +251,13 @@ class Ledger(Protocol):
         """Forget all that is known of its documents, and its agent if told so; it is ``dropped``."""
         ...
 
-    def leave_collection(self, generation: Generation, *, forget_agent: bool) -> None:
-        """Nobody keeps it for now: should it come back it is read again, as if for the first time."""
+    def leave_collection(self, generation: Generation) -> None:
+        """Nobody keeps it for now: should it come back it is read again, as if for the first time. Resyncs of it alone
+        are forgotten: nobody may go on with one, and none that is done makes it complete."""
+        ...
+
+    def forget_agent(self, agent: str) -> None:
+        """It has no place in the stream any more."""
         ...
 
     def register_agent(self, agent: str, offset: int) -> Checkpoint:

@@ -166,11 +166,14 @@ class SqliteLedger:
                 tx.execute(_SQL["forget_agent"], (generation.agent,))
             tx.execute(_SQL["save_generation"], rows.generation_row(replace(generation, state="dropped")))
 
-    def leave_collection(self, generation: Generation, *, forget_agent: bool) -> None:
+    def leave_collection(self, generation: Generation) -> None:
         with self._transaction() as tx:
             tx.execute(_SQL["forget_collection"], (generation.physical,))
-            if forget_agent:
-                tx.execute(_SQL["forget_agent"], (generation.agent,))
+            tx.execute(_SQL["forget_resyncs"], (rows.names((generation.physical,)),))
+
+    def forget_agent(self, agent: str) -> None:
+        with self._transaction() as tx:
+            tx.execute(_SQL["forget_agent"], (agent,))
 
     def register_agent(self, agent: str, offset: int) -> Checkpoint:
         with self._transaction() as tx:

@@ -23,18 +23,22 @@ class CopyProgress:
 
 
 def copy_of(generation: Generation, table: str) -> Resync:
-    """The first copy of a later generation."""
-    return Resync(table=table, collections=(generation.physical,), reason=f"generation {generation.number}")
+    """The first copy of a generation."""
+    reason = "first copy" if generation.number == 1 else f"generation {generation.number}"
+    return Resync(table=table, collections=(generation.physical,), reason=reason)
 
 
-def progress_of(generation: Generation, resyncs: Iterable[Resync], *, now: float | None = None) -> CopyProgress:
-    """A whole resync that is done makes a generation complete, whoever asked for it."""
+def progress_of(
+    generation: Generation, resyncs: Iterable[Resync], *, begun: bool = True, now: float | None = None
+) -> CopyProgress:
+    """A whole resync that is done makes a generation complete, whoever asked for it. Until it is ``begun`` nothing
+    does: it was never read, or has lost its place in the log since."""
     own = [r for r in resyncs if generation.physical in r.collections]
     whole = [r for r in own if not r.keys and not r.predicate]
     busy = any(r.state not in ("done", "failed", "cancelled") for r in own)
     newest = whole[-1] if whole else None
     if newest is None:
-        return CopyProgress(state="done" if generation.number == 1 else "waiting", busy=busy)
+        return CopyProgress(state="done" if generation.number == 1 and begun else "waiting", busy=busy)
     done = any(r.state == "done" for r in whole)
     state = "done" if done else "running" if busy else "failed"
     return CopyProgress(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,13 +21,13 @@ from cdc_agent.daemon.generations import Embedders, changed_collections, differe
 from cdc_agent.daemon.migrations import Migrations, complete_drops, leave_unconfigured, settle_all
 from cdc_agent.daemon.threads import Threads
 from cdc_agent.embedding.hashing import HashingEmbedder
-from cdc_agent.errors import EmbeddingError, IdentityMismatch, StoreRejected, UsageError
+from cdc_agent.errors import EmbeddingError, IdentityMismatch, StoreRejected, StreamFull, UsageError
 from cdc_agent.health import Health
 from cdc_agent.ledger.base import Checkpoint, Flip, Generation, Manifest, Resync
 from cdc_agent.ledger.sqlite import SqliteLedger
 from cdc_agent.lsn import Lsn, Version
 from cdc_agent.migrate.copying import copy_of, progress_of
-from cdc_agent.migrate.names import agent_of, physical_name, settle, stored_name
+from cdc_agent.migrate.names import physical_name, settle, stored_name
 from cdc_agent.migrate.planning import Sample, extrapolated
 from cdc_agent.migrate.serving import LiveSearch, Target
 from cdc_agent.retry import Backoff, Retrier
@@ -33,24 +35,11 @@ from cdc_agent.stream.sqlite import SqliteStream
 from cdc_agent.vectorstore.base import Record
 from cdc_agent.vectorstore.memory import MemoryStore
 from cdc_agent.vectorstore.records import CollectionMissing
+from tests.support.generations import generation, transaction
 from tests.support.scripted import a_collection
 from tests.support.wait import until
 
 UUID = "our-ledger"
-
-
-def generation(number: int, state: str, collection: str = "docs") -> Generation:
-    physical = physical_name(collection, number)
-    return Generation(
-        collection=collection,
-        number=number,
-        physical=physical,
-        agent="indexer" if number == 1 else agent_of(physical),
-        fingerprint=f"fingerprint-{number}",
-        spec="{}",
-        state=state,
-        created_at=1.0,
-    )
 
 
 def opened(store: MemoryStore, one: Generation, *, text: str) -> None:
@@ -519,7 +508,7 @@ class TestConsumers:
         crew.add(generation(1, "live"))
         crew.add(generation(2, "building"))
         crew.consumers.start(crew.threads)
-        copy = crew.ledger.start_resync(copy_of(generation(2, "building"), "public.docs"))
+        crew.ledger.start_resync(copy_of(generation(2, "building"), "public.docs"))
 
         # When the one that is built fails for good
         crew.indexers["indexer:docs@2"].fails = EmbeddingError("the key is refused")
@@ -530,12 +519,105 @@ class TestConsumers:
         assert crew.consumers.problems_of(building)[0].message == "the key is refused"
         assert not crew.stop.is_set()
         assert crew.consumers.problems() == []
-        until(lambda: crew.ledger.resyncs() == [replace(crew.ledger.resyncs()[0], id=copy.id, state="failed")])
+        until(lambda: crew.ledger.resyncs() == [], what="its copy to be given up")
 
         # But what fails where searches are answered ends the daemon
         crew.indexers["indexer"].fails = EmbeddingError("the model is gone")
         until(crew.stop.is_set, what="the end")
         assert isinstance(crew.threads.failure, EmbeddingError)
+
+    @pytest.mark.parametrize("copied", [False, True])
+    def test_what_failed_for_good_holds_nobody_up_and_has_lost_its_place(
+        self, ledger: SqliteLedger, tmp_path: Path, copied: bool
+    ) -> None:
+        # Given a stream that is nearly full, a generation that answers and has all of it, and one that is built
+        with closing(SqliteStream(tmp_path / "small.sqlite", max_bytes=4_000)) as stream:
+            crew = Crew(ledger, stream)
+            for one in (generation(1, "live"), generation(2, "building")):
+                crew.add(one)
+                ledger.save_collection(one.physical, "f")
+            state = "done" if copied else "running"
+            ledger.start_resync(replace(copy_of(generation(2, "building"), "public.docs"), state=state))
+            stream.append([transaction(n) for n in range(1, 4)])
+            stream.release("indexer", stream.head_offset())
+            with pytest.raises(StreamFull):
+                stream.append([transaction(n) for n in range(4, 8)])
+
+            # When the one that is built fails for good
+            crew.consumers.start(crew.threads)
+            crew.indexers["indexer:docs@2"].fails = EmbeddingError("the key is refused")
+            until(lambda: stream.consumers() == ["indexer"], what="its place to be given up")
+
+            # Then there is room again, and neither of its threads, nor its removal, takes the place back
+            stream.append([transaction(n) for n in range(4, 8)])
+            assert not crew.stop.is_set()
+            crew.close()
+            assert stream.consumers() == ["indexer"]
+
+            # And the next life begins at the end of the stream, and counts nothing of it as copied
+            again = Crew(ledger, stream)
+            again.add(generation(2, "building"))
+            assert (
+                ledger.checkpoint("indexer:docs@2").offset == stream.head_offset() == stream.released("indexer:docs@2")
+            )
+            assert ledger.collection_fingerprint("docs@2") is None
+            assert progress_of(generation(2, "building"), ledger.resyncs(), begun=False).state == "waiting"
+            again.close()
+
+    def test_an_agent_that_does_not_end_in_time_goes_on_with_all_it_had(
+        self, crew: Crew, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given an agent with two generations, whose writer is held up by the store
+        monkeypatch.setattr("cdc_agent.daemon.consumers._STOP_S", 0.05)
+        crew.add(generation(1, "retired"), generation(1, "live", "others"))
+        held = crew.indexers["indexer"]
+        answers = threading.Event()
+        held.run_writer = answers.wait  # type: ignore[method-assign, assignment]
+        held.watermark.advance(9, Lsn(99))
+        crew.consumers.start(crew.threads)
+        [gone] = [s for s in crew.consumers.served if s.physical == "docs"]
+
+        # When one is to be removed, then that is refused
+        with pytest.raises(StillBusy, match="still at work"):
+            crew.consumers.remove(gone)
+
+        # And once the store answers the agent goes on where it was, with both of them
+        answers.set()
+        until(lambda: crew.indexers["indexer"] is not held, what="the agent to go on")
+        until(lambda: crew.consumers.watermark_of(gone) is crew.indexers["indexer"].watermark, what="it to be known")
+        assert crew.indexers["indexer"].physicals == ["docs", "others"]
+        assert crew.consumers.watermark.applied_lsn == Lsn(99)
+        assert crew.consumers.remove(gone) is False
+        assert crew.indexers["indexer"].physicals == ["others"]
+
+    def test_an_agent_that_failed_while_it_was_to_be_stopped_does_not_go_on(
+        self, crew: Crew, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given a generation that is built, whose writer is held up by the store
+        monkeypatch.setattr("cdc_agent.daemon.consumers._STOP_S", 0.05)
+        crew.add(generation(1, "live"))
+        crew.add(generation(2, "building"))
+        held = crew.indexers["indexer:docs@2"]
+        answers = threading.Event()
+
+        def refused() -> None:
+            answers.wait()
+            raise EmbeddingError("the key is refused")
+
+        held.run_writer = refused  # type: ignore[method-assign]
+        crew.consumers.start(crew.threads)
+        building = crew.consumers.served[1]
+
+        # When it is to be removed, and fails for good meanwhile
+        with pytest.raises(StillBusy):
+            crew.consumers.remove(building)
+        answers.set()
+        until(lambda: crew.stream.consumers() == ["indexer"], what="its place to be given up")
+
+        # Then nothing begins anew without a place, and it can be removed
+        assert crew.consumers.remove(building) is True
+        assert [s.physical for s in crew.consumers.served] == ["docs"]
+        assert crew.stream.consumers() == ["indexer"]
 
     def test_a_resync_is_one_for_each_table_and_agent(self, crew: Crew) -> None:
         crew.add(generation(1, "live"), generation(1, "live", "others"))
@@ -600,6 +682,7 @@ class TestSwitch:
     def migrations(self, crew: Crew, tmp_path: Path) -> Migrations:
         crew.add(generation(1, "live"))
         crew.add(generation(2, "building"))
+        crew.ledger.save_collection("docs", "f")
         crew.ledger._uuid = UUID
         return Migrations(
             consumers=crew.consumers,
@@ -659,6 +742,57 @@ class TestSwitch:
         with pytest.raises(StillBusy, match="the key is refused"):
             migrations.switch("docs")
         assert migrations.status(["docs"])[1]["ready"] is False
+
+    def test_a_generation_that_fails_in_the_moment_of_the_switch_does_not_answer(
+        self, crew: Crew, migrations: Migrations, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given a complete new generation
+        crew.ledger.start_resync(replace(copy_of(generation(2, "building"), "public.docs"), state="done"))
+        crew.consumers.start(crew.threads)
+        failing = crew.indexers["indexer:docs@2"]
+
+        # When it fails for good after it was found ready, and before it answers
+        wait = failing.watermark.wait_lsn
+
+        def fails(lsn: Lsn, timeout_s: float) -> bool:
+            failing.fails = EmbeddingError("the key is refused")
+            until(lambda: crew.stream.consumers() == ["indexer"], what="its end")
+            return wait(lsn, timeout_s)
+
+        monkeypatch.setattr(failing.watermark, "wait_lsn", fails)
+        with pytest.raises(StillBusy, match="the key is refused"):
+            migrations.switch("docs")
+
+        # Then the other one answers still
+        assert crew.consumers.targets()["docs"].physical == "docs"
+        assert [g.state for g in crew.ledger.generations()] == ["live", "building"]
+
+    def test_a_retired_generation_that_lost_its_place_is_copied_before_it_answers_again(
+        self, crew: Crew, migrations: Migrations
+    ) -> None:
+        # Given a switch, after which the generation that answered before failed for good
+        crew.ledger.start_resync(replace(copy_of(generation(2, "building"), "public.docs"), state="done"))
+        crew.ledger.save_collection("docs@2", "f")
+        migrations.switch("docs")
+        crew.consumers.start(crew.threads)
+        crew.indexers["indexer"].fails = EmbeddingError("the old key is refused")
+        until(lambda: crew.stream.consumers() == ["indexer:docs@2"], what="its place to be given up")
+
+        # When the next life begins
+        asked: list[Resync] = []
+        again = Crew(crew.ledger, crew.stream)
+        for one in crew.ledger.generations():
+            again.add(one)
+        migrations._consumers = again.consumers
+        migrations._resync = SimpleNamespace(request=asked.append)  # type: ignore[assignment]
+
+        # Then there is no way back before it was read again, and that is begun
+        with pytest.raises(StillBusy, match="first copy has not begun"):
+            migrations.rollback("docs")
+        migrations.run(again.threads)
+        until(lambda: crew.ledger.collection_fingerprint("docs") is not None, what="its copy to be asked for")
+        assert [(r.collections, r.reason) for r in asked] == [(("docs",), "first copy")]
+        again.close()
 
     def test_an_unknown_collection_and_a_missing_generation_are_named(self, migrations: Migrations) -> None:
         with pytest.raises(UsageError, match="no collection 'dogs'"):
