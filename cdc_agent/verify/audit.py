@@ -7,11 +7,10 @@ between pages, longer while live changes wait. What looks wrong is a suspect; ``
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cdc_agent import metrics
 from cdc_agent.documents.model import document_id, key_in
-from cdc_agent.errors import StoreUnavailable
 from cdc_agent.events import Row
 from cdc_agent.ledger.base import Manifest
 from cdc_agent.source.base import RowSet
@@ -178,7 +177,7 @@ class Audit:
     def _check_records(self, audited: Audited) -> None:
         """Records that nothing names. Collected first: deleting moves the pages of a listing."""
         unnamed: dict[str, None] = {}
-        for page in self._ids(audited.name):
+        for page in self._ends.stored_ids(audited.name):
             began = self._clock()
             known = self._ends.ledger.known(audited.name, page)
             unnamed.update((chunk_id, None) for chunk_id in page if chunk_id not in known)
@@ -194,16 +193,6 @@ class Audit:
         if defects and self._report.wanted.repair:
             self._repairer.records(name, defects)
             self._report.mended(defects, self._strays.settle(name, [defect.chunk_id for defect in defects]))
-
-    def _ids(self, name: str) -> Iterator[list[str]]:
-        attempt = 0
-        while True:
-            try:
-                yield from self._ends.store.ids(name)
-                return
-            except StoreUnavailable as exc:
-                attempt += 1
-                self._ends.retrier.wait("verify", exc, attempt)
 
     # -- vectors against texts --------------------------------------------------------------------------------
 

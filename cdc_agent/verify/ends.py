@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from cdc_agent.agents.planning import Collection
+from cdc_agent.agents import planning
 from cdc_agent.agents.watermark import Progress
 from cdc_agent.documents.model import MetadataValue
 from cdc_agent.embedding.base import Embedder
@@ -19,6 +19,7 @@ from cdc_agent.lsn import Lsn
 from cdc_agent.retry import Retrier, Stopping
 from cdc_agent.source.base import RowReader, RowSet, TableRows
 from cdc_agent.vectorstore.base import Record, VectorStore
+from cdc_agent.vectorstore.records import CollectionMissing
 
 __all__ = ["MESSAGE_PREFIX", "Audited", "Barrier", "Ends", "KeyedReader"]
 
@@ -30,6 +31,10 @@ MESSAGE_PREFIX = "cdc_agent.verify"
 _PATIENCE_S = 300.0
 #: How often a waiter asks again for what is put off.
 _ASK_INTERVAL_S = 0.25
+#: How often it looks whether a collection has been read again.
+_COPY_INTERVAL_S = 0.5
+#: Longest wait for a collection that is not in the store: somebody notices, and builds it again.
+_REBUILT_S = 60.0
 
 
 class KeyedReader(RowReader, Protocol):
@@ -46,7 +51,7 @@ class Audited:
 
     name: str
     configured: str
-    collection: Collection
+    collection: planning.Collection
     embedder: Embedder
     fingerprint: str
     marker: Mapping[str, MetadataValue]
@@ -99,6 +104,18 @@ class Ends:
     behind: Callable[[], bool]
     retrier: Retrier
     stop: threading.Event
+    rebuilt_s: float = _REBUILT_S
+
+    def being_copied(self) -> set[str]:
+        """The collections whose tables are being read as a whole: what that has not brought yet is not missing."""
+        running = self.ledger.resyncs(running_only=True)
+        return {name for resync in running if not (resync.keys or resync.predicate) for name in resync.collections}
+
+    def await_copies(self, names: Collection[str]) -> None:
+        """Return when none of these collections is being copied."""
+        while not self.being_copied().isdisjoint(names):
+            if self.stop.wait(_COPY_INTERVAL_S):
+                raise Stopping
 
     def page(self, table: str, after: tuple[str, ...] | None, limit: int) -> RowSet:
         return self._source(lambda: self.reader.page(TableRows(table=table, after_key=after, limit=limit)))
@@ -127,7 +144,33 @@ class Ends:
         return {record.id: record for record in found}
 
     def in_store(self, call: Callable[[], T]) -> T:
-        return self.retrier.until_done("verify", call, (StoreUnavailable,))
+        return self.present(lambda: self.retrier.until_done("verify", call, (StoreUnavailable,)))
+
+    def present(self, call: Callable[[], T]) -> T:
+        """What a call says once its collection is there: one that is being built again is missing for a moment."""
+        deadline = time.monotonic() + self.rebuilt_s
+        while True:
+            try:
+                return call()
+            except CollectionMissing:
+                if time.monotonic() >= deadline:
+                    raise
+            self.stop.wait(_ASK_INTERVAL_S)
+            self.check_stop()
+
+    def stored_ids(self, collection: str) -> Iterator[list[str]]:
+        """Every id of a collection, page by page; after a fault from the beginning."""
+        attempt, pages = 0, self.store.ids(collection)
+        while True:
+            try:
+                yield from pages
+                return
+            except StoreUnavailable as exc:
+                attempt += 1
+                self.retrier.wait("verify", exc, attempt)
+            except CollectionMissing:
+                self.in_store(lambda: self.store.count(collection))
+            pages = self.store.ids(collection)
 
     def in_ledger(self, call: Callable[[], T]) -> T:
         return self.retrier.until_done("verify", call, (LedgerFull,))

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 from cdc_agent import metrics
 from cdc_agent.errors import CdcAgentError, UsageError
-from cdc_agent.ledger.base import Resync
 from cdc_agent.retry import Stopping
 from cdc_agent.verify.audit import Audit
 from cdc_agent.verify.defects import Kind
@@ -88,7 +87,7 @@ class VerifyRunner:
         log.info("verify starts id=%d repair=%s", report.id, report.wanted.repair)
         try:
             audited = self._matching(report.wanted)
-            self._await_copies({one.name for one in audited})
+            self._ends.await_copies({one.name for one in audited})
             Audit(self._ends, audited, report).run()
             state = "done"
         except Stopping:
@@ -104,12 +103,6 @@ class VerifyRunner:
         report.state = state
         self._publish(report)
 
-    def _await_copies(self, names: set[str]) -> None:
-        """What a whole resync has not brought yet is not missing."""
-        while any(_brings(resync, names) for resync in self._ends.ledger.resyncs(running_only=True)):
-            if self._ends.stop.wait(_POLL_S):
-                raise Stopping
-
     def _publish(self, report: Report) -> None:
         for kind in Kind:
             metrics.VERIFY_DEFECTS.labels(kind=kind.value).set(report.left[kind.value])
@@ -123,7 +116,3 @@ class VerifyRunner:
             report.parked,
             report.moving,
         )
-
-
-def _brings(resync: Resync, names: set[str]) -> bool:
-    return not (resync.keys or resync.predicate) and not names.isdisjoint(resync.collections)

@@ -4,7 +4,8 @@ A first look compares a row with an index that may be behind it, or ahead of it,
 So each suspect is looked at again: read the row (snapshot S), wait until everything that S can have seen is in the
 index, read manifest and store, read the row once more, wait again, read the manifest once more. What differs then is a
 defect if row and manifest were the same both times and S sees the manifest's last transaction: a commit is in the log,
-and may be in the index, before any reader sees it. All else is looked at again, and in the end counted as moving.
+and may be in the index, before any reader sees it. What a whole resync has not brought yet is waited for. All else is
+looked at again, and in the end counted as moving.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Settler:
             if not left:
                 break
             self._ends.stop.wait(_PAUSE_S * number)
+            self._ends.await_copies({place.collection for place in left})
             left = self._look_closely(table, left, settled)
         settled.moving = left
         self._set_parked_aside(settled)
@@ -81,6 +83,9 @@ class Settler:
             return []
         _, rows_again = ends.rows(table, list(dict.fromkeys(place.key for place in wrong)))
         ends.catch_up()
+        # Asked before the last look at the manifests: one that a rebuilding forgot, and that is not back by then, is
+        # being copied now.
+        copied = ends.being_copied()
         moved = []
         for place in wrong:
             before = manifests[place]
@@ -88,6 +93,7 @@ class Settler:
             row, row_again = rows.get(place.key), rows_again.get(place.key)
             if (
                 before == again
+                and place.collection not in copied
                 and self._same_row(place, row, row_again)
                 and _is_visible(before, Snapshot.parse(snapshot))
             ):

@@ -126,7 +126,7 @@ class VectorCheck:
         failures = 0
         while True:
             try:
-                return call()
+                return self._ends.present(call)
             except StoreUnavailable:
                 self._ends.in_store(self._ends.store.ping)
                 failures += 1

@@ -222,3 +222,45 @@ def titles(daemon: DaemonProcess) -> dict[str, str]:
 def _watch(daemon: DaemonProcess, seen: list[dict[str, str]], enough: threading.Event) -> None:
     while not enough.wait(0.02):
         seen.append(titles(daemon))
+
+
+@pytest.mark.postgres(versions=[15], plugin="pgoutput")
+def test_a_commit_that_nobody_could_see_yet_is_in_a_collection_that_is_added(
+    private_pg: Database, new_daemon: NewDaemon
+) -> None:
+    # Given a commit that is in the index, but that waits for a standby and no SELECT sees
+    pg = private_pg
+    create_docs(pg, 5)
+    daemon = new_daemon(pg, collections=[DOCS])
+    daemon.start()
+    assert_index_equals_table(daemon, pg)
+    pg.execute(f"alter database {pg.name} set synchronous_commit = local")
+    pg.execute("alter system set synchronous_standby_names = 'ghost'")
+    pg.execute("select pg_reload_conf()")
+    waiting = pg.connect(autocommit=False)
+    waiting.execute("set synchronous_commit = on")
+    waiting.execute("update docs set title = 'NEW' where id = 30")
+    commit = threading.Thread(target=waiting.commit)
+    commit.start()
+    until(lambda: titles(daemon).get("30") == "NEW", what="the change to arrive in the index")
+    assert daemon.terminate() == 0
+
+    # When a second collection of the table is added, whose agent is behind that commit already
+    again = {**DOCS, "name": "again"}
+    daemon.configure(collections=[DOCS, again])
+    daemon.start()
+
+    # Then it does not read the table yet, and nobody else waits for that
+    pg.execute("update docs set title = 'seen by both' where id = 10")
+    daemon.wait_applied(pg.execute("select pg_current_wal_lsn()::text")[0][0])
+    assert titles(daemon)["10"] == "seen by both"
+    assert daemon.problems() == []
+    assert all("again" not in resync["collections"] for resync in daemon.get("/resyncs").json()["resyncs"])
+
+    # But once everything can be seen, and then the commit is in it
+    pg.execute("alter system reset synchronous_standby_names")
+    pg.execute("select pg_reload_conf()")
+    commit.join()
+    until(lambda: any("again" in r["collections"] for r in daemon.get("/resyncs").json()["resyncs"]), what="its copy")
+    until(lambda: copy_is_done(daemon), what="its copy to end")
+    assert_index_equals_table(daemon, pg)

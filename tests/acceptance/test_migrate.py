@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 from cdc_agent.failpoints import NAMES
 from tests.support.daemon import DaemonProcess
+from tests.support.fake_openai import FakeOpenAI, server_error
 from tests.support.oracle import assert_index_equals_table
 from tests.support.postgres import Database
 from tests.support.wait import until
@@ -373,3 +375,59 @@ def test_a_collection_that_comes_back_into_the_configuration_is_read_again(pg: D
     # Then what changed meanwhile is in it
     until(lambda: len(daemon.search("docs", "text number", k=20)) == 15, what="the table to be read again")
     assert_index_equals_table(daemon, pg)
+
+
+def test_a_generation_whose_model_refuses_for_good_holds_nobody_up_and_is_built_again(
+    pg: Database, fake_openai: FakeOpenAI, new_daemon: NewDaemon
+) -> None:
+    # Given a stream that holds little, and a new generation that is built and fresh
+    create_table(pg, rows=10)
+    daemon = new_daemon(pg, collections=[OLD], stream={"max_bytes": 1 << 20})
+    daemon.start()
+    until(lambda: len(daemon.search("docs", "text number", k=20)) == 10, what="the first copy")
+    daemon.configure(collections=[NEW], embedding={"backend": "openai", "url": fake_openai.base_url, "model": "fake"})
+    migrate(daemon, "start")
+    wait_built(daemon)
+
+    # When its model refuses the key, and then more is written than the stream may hold
+    fake_openai.script(server_error(401))
+    pg.execute("update docs set body = 'text number changed' where id = 1")
+    until(lambda: "stopped: " in generations(daemon)[2]["why_not"], what="it to stop")
+    assert "has stopped: " in migrate(daemon, "switch", code=75)["error"]
+    for part in range(6):
+        pg.execute(f"update docs set body = repeat(md5(id::text || {part}), 1000) where id <= 10")
+        daemon.wait_applied(pg.execute("select pg_current_wal_lsn()::text")[0][0])
+    pg.execute("update docs set body = 'text number last ' || id where id > 5")
+    pg.execute("update docs set body = 'text number ' || id where id <= 5")
+    pg.execute("delete from docs where id = 2")
+
+    # Then what answers searches is fresh, and nothing is full
+    daemon.wait_applied(pg.execute("select pg_current_wal_lsn()::text")[0][0])
+    assert daemon.problems() == []
+    assert "StreamFull" not in daemon.log
+    assert not any("docs@2" in resync["collections"] for resync in daemon.get("/resyncs").json()["resyncs"])
+
+    # And after a restart it is copied again, to the last change
+    assert daemon.terminate() == 0
+    daemon.start()
+    wait_built(daemon)
+    migrate(daemon, "switch")
+    assert_index_equals_table(daemon, pg)
+    migrate(daemon, "finish")
+    assert daemon.terminate() == 0
+    ledger_file = daemon.config.ledger_path
+    shutil.copy(ledger_file, daemon.folder / "older")
+    daemon.start()
+    pg.execute("update docs set n = n + 1")
+    assert_index_equals_table(daemon, pg)
+    assert daemon.terminate() == 0
+
+    # And a ledger that is put back after the migration is named, and mended where that is allowed
+    shutil.copy(daemon.folder / "older", ledger_file)
+    daemon.start(ready=False)
+    assert daemon.wait_exit() == 78
+    assert "LEDGER_LOST: indexer:docs@2 is at " in daemon.log
+    daemon.configure(source={"on_mismatch": "resync"})
+    daemon.start()
+    assert_index_equals_table(daemon, pg)
+    assert daemon.metric("cdc_agent_chunks_embedded_total") == 0

@@ -280,7 +280,7 @@ class AuditRig(Rig):
         with self._append_lock:
             self.commit(*statements, hide=hide)
 
-    def ends(self, patience_s: float = 20.0) -> Ends:
+    def ends(self, patience_s: float = 20.0, rebuilt_s: float = 5.0) -> Ends:
         return Ends(
             ledger=self.ledger,
             store=self.store,
@@ -295,7 +295,24 @@ class AuditRig(Rig):
             behind=lambda: False,
             retrier=Retrier(self.stop_signal, Health(), Backoff(initial_s=0.001, maximum_s=0.01)),
             stop=self.stop_signal,
+            rebuilt_s=rebuilt_s,
         )
+
+    def rebuild(self) -> Resync:
+        """What the guard of the store does, with the collection away for a moment; its rows are still to be read."""
+        marker = self.store.marker("docs")
+        self.store.drop_collection("docs")
+        back = threading.Timer(0.1, lambda: self.store.open_collection("docs", dimensions=8, marker=marker))
+        back.start()
+        begun = self.ledger.forget_collection("docs", Resync(table=TABLE, collections=("docs",)))
+        begun = replace(begun, snapshot=self.database.snapshot())
+        self.ledger.save_resync(begun)
+        return begun
+
+    def read_again(self, resync: Resync) -> None:
+        """The whole resync from its beginning to its end."""
+        with self._append_lock:
+            self.place(resync, self.read_page(None, 1_000), done=True)
 
     def request(self, resync: Resync) -> Resync:
         """Reads the rows at once, as the runner of resyncs would."""
@@ -537,6 +554,47 @@ def test_nothing_is_reported_while_rows_change_whatever_the_schedule(tmp_path: P
     rig.close()
 
 
+@pytest.mark.parametrize("when", ["rows", "documents", "records", "vectors"])
+def test_a_store_that_is_built_again_in_the_middle_of_an_audit_lacks_nothing(rig: AuditRig, when: str) -> None:
+    # Given an index that is true, and an audit that has come to its rows, its documents, its records or its sample
+    for n in range(30):
+        rig.insert(str(n), body=f"one two three {n}")
+    rig.settle()
+    ends = rig.ends()
+    rebuilt: list[Resync] = []
+
+    def come() -> None:
+        """The collection is built again, once; its rows come later."""
+        if not rebuilt:
+            rebuilt.append(rig.rebuild())
+            threading.Timer(0.7, rig.read_again, rebuilt).start()
+
+    report = Report(id=1, wanted=Wanted(sample=10))
+    audit = Audit(ends, [rig.audited()], report)
+    step = {
+        "rows": "_check_rows",
+        "documents": "_check_documents",
+        "records": "_check_records",
+        "vectors": "_check_vectors",
+    }[when]
+    check = getattr(audit, step)
+
+    def checked(*args: Any) -> None:
+        come()
+        check(*args)
+
+    setattr(audit, step, checked)
+
+    # When it goes on
+    audit.run()
+
+    # Then nothing is called missing that is on its way
+    assert rebuilt
+    assert report.found.total() == 0
+    until(lambda: rig.ledger.resyncs(running_only=True) == [], what="the rows")
+    assert rig.audit().found.total() == 0
+
+
 # -- jobs -------------------------------------------------------------------------------------------------------------
 
 
@@ -562,7 +620,7 @@ def test_one_audit_runs_at_a_time_and_strange_names_are_refused(rig: AuditRig) -
 
 def test_an_audit_that_cannot_go_on_says_why(rig: AuditRig) -> None:
     # Given a store whose collection is gone
-    runner = VerifyRunner(rig.ends(), lambda: [rig.audited()])
+    runner = VerifyRunner(rig.ends(rebuilt_s=0.0), lambda: [rig.audited()])
     rig.store.drop_collection("docs")
 
     # When an audit is made
