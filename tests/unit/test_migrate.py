@@ -658,6 +658,10 @@ class TestDrops:
         crew.add(generation(2, "live", "gone"))
         crew.add(generation(1, "retired", "gone"), generation(3, "retired", "gone"))
         crew.ledger.save_collection("gone@2", "f")
+        # And resyncs that nobody would ever apply: they would hold up those of the others
+        for state in ("running", "paused"):
+            crew.ledger.start_resync(Resync(table="public.gone", collections=("gone@2",), state=state))
+        others = crew.ledger.start_resync(Resync(table="public.docs", collections=("docs",)))
 
         # When the daemon starts without it
         leave_unconfigured(config(tmp_path), crew.ledger, crew.stream)
@@ -669,6 +673,9 @@ class TestDrops:
         assert states == {"docs": "live", "gone": "dropped", "gone@2": "live", "gone@3": "dropped"}
         assert text_in(crew.store, "gone@2") == "gone@2"
         assert ("indexer:gone@2",) not in crew.stream._reader.execute("select name from consumer").fetchall()
+
+        # And nothing that is to be read is left of it
+        assert [r.id for r in crew.ledger.resyncs()] == [others.id]
 
         # And should it come back, it counts as never read
         assert crew.ledger.collection_fingerprint("gone@2") is None

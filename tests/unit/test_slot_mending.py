@@ -92,6 +92,7 @@ class Life:
         slot_name: str = "s",
         plugin: str = "pgoutput",
         clock: Callable[[], float] = lambda: 0.0,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         self.ledger = SqliteLedger(folder / "ledger.db")
         self.stream = SqliteStream(folder / "stream.db")
@@ -106,6 +107,7 @@ class Life:
                 database_oid=5,
                 publication="p" if server else "",
                 publish=server.publish if server else lambda: None,
+                settle=settle,
             ),
             ledger=self.ledger,
             stream=self.stream,
@@ -207,6 +209,51 @@ def test_a_kill_while_a_lost_slot_is_mended_leaves_no_gap(folder: Path, server: 
     assert found is not None
     assert found.slot_ready
     life.end()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_nothing_is_read_before_what_is_older_than_the_new_slot_can_be_seen(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    # Given a ledger that has no slot yet, or has lost its slot
+    if not first:
+        life = Life(tmp_path, server=server)
+        life.guard.prepare(SERVER)
+        life.end()
+        server.slot = None
+    resyncs = tmp_path / "resyncs"
+    seen: list[tuple[bool, bool, bool]] = []
+
+    def hidden() -> None:
+        """Transactions that are older than the slot do not end."""
+        known = identity(tmp_path)
+        seen.append((server.slot is not None, resyncs.exists(), known is not None and known.slot_ready))
+        raise SourceUnavailable("transactions that are older than the slot have not ended")
+
+    # When a slot is made while older transactions are under way, and they do not end in time
+    life = Life(tmp_path, server=server, settle=hidden)
+    with pytest.raises(SourceUnavailable, match="older than the slot"):
+        life.guard.prepare(SERVER)
+    life.end()
+
+    # Then the slot was there when they were waited for, and neither was anything read yet nor does the slot count
+    assert seen == [(True, False, False)]
+    known = identity(tmp_path)
+    assert known is not None
+    assert not known.slot_ready
+    assert not resyncs.exists()
+
+    # And the next life waits anew, for a slot of its own
+    slot, waited = server.slot, []
+    life = Life(tmp_path, server=server, settle=lambda: waited.append(server.slot))
+    life.guard.prepare(SERVER)
+    life.end()
+    assert waited == [server.slot]
+    assert server.slot != slot
+    assert resyncs.exists() is not first
+    known = identity(tmp_path)
+    assert known is not None
+    assert known.slot_ready
 
 
 def test_a_restart_while_the_new_slot_waits_for_open_transactions_leaves_no_gap(folder: Path, server: Server) -> None:

@@ -27,6 +27,7 @@ from cdc_agent.verify.audit import Audit
 from cdc_agent.verify.comparison import Place, compare
 from cdc_agent.verify.defects import Defect, Kind
 from cdc_agent.verify.ends import Audited, Barrier, Ends
+from cdc_agent.verify.repair import Repairer
 from cdc_agent.verify.report import MAX_LISTED, Report, Wanted
 from cdc_agent.verify.runner import VerifyRunner
 from cdc_agent.verify.settling import Settler
@@ -552,6 +553,19 @@ def test_nothing_is_reported_while_rows_change_whatever_the_schedule(tmp_path: P
     last = rig.audit(sample=1000)
     assert last.found.total() == last.moving == 0
     rig.close()
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled", "done"])
+def test_a_collection_is_marked_as_ours_only_when_all_of_it_was_written_anew(rig: AuditRig, state: str) -> None:
+    # Given a collection that was built with another model
+    rig.store.set_marker("docs", {"ledger": "other"})
+    ends = replace(rig.ends(), request=lambda wanted: rig.ledger.start_resync(replace(wanted, state=state)))
+
+    # When it is repaired, and its rows are written anew to the end or not
+    Repairer(ends, {"docs": rig.audited()}).generation(rig.audited())
+
+    # Then it is marked as built so only if they were
+    assert (rig.store.marker("docs")["ledger"] == rig.ledger.uuid) is (state == "done")
 
 
 @pytest.mark.parametrize("when", ["rows", "documents", "records", "vectors"])
