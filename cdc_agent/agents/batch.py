@@ -132,10 +132,13 @@ class BatchFolder:
                 continue
             assert event.relation is not None
             resync = self._resync(event.resync_id)
+            # Only a whole one asks at its end whom it has met. Some rows may be read before a whole one that waits
+            # longer, and must not count as met by it.
+            whole = resync is not None and not (resync.keys or resync.predicate)
             for collection in self._by_root.get(event.relation.root_oid, ()):
                 if resync is None or collection.name in resync.collections:
                     self._fold_of(collection, folded).change(
-                        event, epoch=event.resync_id, rewrite=resync is not None and resync.rewrite
+                        event, epoch=event.resync_id if whole else 0, rewrite=resync is not None and resync.rewrite
                     )
         return folded
 

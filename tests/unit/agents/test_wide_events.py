@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cdc_agent.agents import batch
-from cdc_agent.ledger.base import Checkpoint, ChunkRef, Flip, Manifest
+from cdc_agent.ledger.base import Checkpoint, ChunkRef, Flip, Manifest, Resync
 from cdc_agent.lsn import Lsn, Version
 from tests.support.rig import Rig
 from tests.support.scripted import TABLE, Statement
@@ -109,3 +110,53 @@ def test_a_removal_that_dies_between_two_pages_begins_anew_and_is_exact(
         inserted = rig.manifest("30")
         assert inserted is not None
         assert not inserted.deleted
+
+
+@pytest.mark.parametrize("partial", ["keys", "predicate"])
+def test_rows_that_overtook_a_whole_resync_are_not_met_by_it(rig: Rig, partial: str) -> None:
+    # Given a whole resync that waits, and a later one of some rows that does not wait for it
+    rig.start()
+    rig.insert("1")
+    rig.insert("2")
+    rig.settle()
+    waiting = rig.ledger.start_resync(Resync(table=TABLE, collections=("docs",)))
+    wanted = {"keys": (("1",),)} if partial == "keys" else {"predicate": "id = 1"}
+    some = rig.ledger.start_resync(Resync(table=TABLE, collections=("docs",), **wanted))
+    rig.place(some, rig.database.by_key(TABLE, [("1",)]), done=True)
+    rig.settle()
+
+    # When the table is replaced by one without the row, which no log tells of, and then read as a whole
+    rig.database.commit(Statement("delete", "1"))
+    begun = replace(waiting, snapshot=rig.database.snapshot())
+    rig.ledger.save_resync(begun)
+    rig.place(begun, rig.read_page(None, 10), done=True)
+
+    # Then the row has left the index, and the other has not
+    rig.assert_index_is_the_table()
+    assert {i.rpartition("#")[0] for i in rig.live_ids()} == {f"{TABLE}:2"}
+
+
+@pytest.mark.parametrize("first", ["insert", "read"])
+def test_a_row_that_some_rows_brought_while_a_whole_resync_runs_stays(rig: Rig, first: str) -> None:
+    # Given a whole resync that is past the place of a row, which comes then and is read by key before its change is
+    # in the log, or after
+    rig.start()
+    rig.insert("5")
+    rig.settle()
+    begun = rig.begin_resync()
+    page = rig.read_page(None, 10)
+    some = rig.ledger.start_resync(Resync(table=TABLE, collections=("docs",), keys=(("1",),)))
+    inserted = rig.database.commit(Statement("insert", "1", ("1", "t", "b", "en")))
+    read = rig.database.by_key(TABLE, [("1",)])
+    if first == "insert":
+        rig.append(inserted)
+    rig.place(some, read, done=True)
+
+    # When the whole one ends
+    rig.place(begun, page, done=True)
+    if first == "read":
+        rig.settle()
+        rig.append(inserted)
+
+    # Then the row is there
+    rig.assert_index_is_the_table()
