@@ -35,6 +35,9 @@ _TICK_S = 0.5
 HOUSEKEEPING_BYTES = 384
 #: Seconds that a resync waits for transactions that were under way, before it is made twice: now, and after them.
 _PATIENCE_S = 10.0
+#: For so many looks a table must be gone before its documents leave: one that is made again meanwhile is compared, and
+#: its vectors are used again, which would leave with the documents.
+_GONE_LOOKS = 3
 #: Remembered in place of a shape: the table is gone, and its documents have left the index.
 _GONE = "gone"
 #: Remembered in place of a shape: since then rows may have gone by of which no document could be made.
@@ -64,7 +67,8 @@ class GuardedTable:
 
 @dataclass(slots=True, kw_only=True)
 class _Due:
-    """A table to be read again: why, what it is then remembered as, and up to which transaction all must have ended.
+    """A table to be read again: why, what it is then remembered as, up to which transaction all must have ended, and
+    not before which moment.
 
     ``partitions``: only their rows (none: the whole table).
     """
@@ -73,6 +77,7 @@ class _Due:
     remember: SourceTable
     partitions: frozenset[int]
     barrier: int
+    begin: float
     deadline: float
     asked: bool = False
 
@@ -173,7 +178,7 @@ class TableGuard:
                     log.warning("cannot look at the tables error=%s", exc.message)
 
     def _is_due(self) -> bool:
-        if self._asked or any(not due.asked for due in self._due.values()):
+        if self._asked or any(not due.asked and self._clock() >= due.begin for due in self._due.values()):
             return True
         moved = self._reached - self._looked_at >= HOUSEKEEPING_BYTES
         return (moved or self._under_way or bool(self._due)) and self._clock() >= self._next
@@ -280,7 +285,10 @@ class TableGuard:
             raise self._refusal(error)
         self._report(name, error)
         if self._mend and before is not None and before.shape != _GONE:
-            self._read_again(SourceTable(name=name, oid=before.oid, shape=_GONE), {Difference.DROPPED}, seen)
+            gone = SourceTable(name=name, oid=before.oid, shape=_GONE)
+            self._read_again(gone, {Difference.DROPPED}, seen, wait_s=_GONE_LOOKS * self._interval_s)
+        else:
+            self._due.pop(name, None)
 
     def _is_unfit(self, table: GuardedTable, now: TableShape) -> bool:
         """Whether no document can be made of the table's rows; what the index has of them stays meanwhile."""
@@ -300,6 +308,7 @@ class TableGuard:
         else:
             return False
         self._report(table.qualified_name, error)
+        self._due.pop(table.qualified_name, None)
         self._ledger.save_source_table(SourceTable(name=table.qualified_name, oid=now.oid, shape=_UNFIT))
         return True
 
@@ -353,6 +362,7 @@ class TableGuard:
         differences: Collection[Difference],
         seen: Seen,
         partitions: frozenset[int] = frozenset(),
+        wait_s: float = 0.0,
     ) -> None:
         reason = "table " + ", ".join(sorted(differences))
         known = self._due.get(remember.name)
@@ -366,12 +376,15 @@ class TableGuard:
             remember=remember,
             partitions=partitions,
             barrier=max(seen.running, default=0),
-            deadline=self._clock() + _PATIENCE_S,
+            begin=self._clock() + wait_s,
+            deadline=self._clock() + wait_s + _PATIENCE_S,
         )
 
     def _settle(self, seen: Seen) -> None:
         """Have tables read again whose time has come, and remember them then: a crash in between repeats it."""
         for name, due in list(self._due.items()):
+            if self._clock() < due.begin:
+                continue
             if seen.xmin > due.barrier:
                 self._request(name, due.reason, self._condition(due))
                 self._ledger.save_source_table(due.remember)
@@ -387,7 +400,6 @@ class TableGuard:
     # -- what is wrong ----------------------------------------------------------------------------------------
 
     def _report(self, name: str, error: IdentityMismatch) -> None:
-        self._due.pop(name, None)
         if self._problems.get(name) != error.state:
             log.error("table state=%s error=%s", error.state, error.message)
         self._problems[name] = error.state

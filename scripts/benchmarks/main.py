@@ -18,6 +18,7 @@ import index
 import memory
 import orjson
 import resync
+import verify
 from figures import Figure, table
 from machine import load_average, say
 from sizes import FULL, QUICK, Sizes
@@ -29,6 +30,7 @@ MEASUREMENTS: dict[str, Callable[[Sizes], list[Figure]]] = {
     "idle": idle.measure,
     "memory": memory.measure,
     "resync": resync.measure,
+    "verify": verify.measure,
 }
 
 #: Above this load average something else is running, and figures say more about that than about us.

@@ -97,12 +97,9 @@ class RunningDaemon:
         return found
 
     def metric(self, name: str) -> float:
-        """One sample of /metrics without labels."""
-        for line in self._client.get("/metrics").text.splitlines():
-            sample, _, value = line.rpartition(" ")
-            if sample == name:
-                return float(value)
-        raise RuntimeError(f"there is no metric {name}")
+        """One sample of /metrics, summed over its labels; 0 where there is none yet."""
+        samples = (line.rpartition(" ") for line in self._client.get("/metrics").text.splitlines())
+        return sum(float(value) for sample, _, value in samples if sample.partition("{")[0] == name)
 
     def chunk_texts(self, collection: str) -> set[str]:
         """The texts of all chunks that its Chroma holds."""

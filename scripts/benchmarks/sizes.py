@@ -21,6 +21,7 @@ class Sizes:
     memory_rows: int
     resync_rows: int
     resync_commits: int
+    verify_rows: int
 
 
 FULL = Sizes(
@@ -34,6 +35,7 @@ FULL = Sizes(
     memory_rows=1_000_000,
     resync_rows=200_000,
     resync_commits=200,
+    verify_rows=1_000_000,
 )
 
 QUICK = Sizes(
@@ -47,4 +49,5 @@ QUICK = Sizes(
     memory_rows=100_000,
     resync_rows=5_000,
     resync_commits=20,
+    verify_rows=5_000,
 )

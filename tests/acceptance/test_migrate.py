@@ -377,7 +377,7 @@ def test_a_collection_that_comes_back_into_the_configuration_is_read_again(pg: D
     assert_index_equals_table(daemon, pg)
 
 
-def test_a_generation_whose_model_refuses_for_good_holds_nobody_up_and_is_built_again(
+def test_a_generation_whose_model_is_gone_for_good_holds_nobody_up_and_is_built_again(
     pg: Database, fake_openai: FakeOpenAI, new_daemon: NewDaemon
 ) -> None:
     # Given a stream that holds little, and a new generation that is built and fresh
@@ -389,8 +389,8 @@ def test_a_generation_whose_model_refuses_for_good_holds_nobody_up_and_is_built_
     migrate(daemon, "start")
     wait_built(daemon)
 
-    # When its model refuses the key, and then more is written than the stream may hold
-    fake_openai.script(server_error(401))
+    # When its model is taken away, and then more is written than the stream may hold
+    fake_openai.script(server_error(404))
     pg.execute("update docs set body = 'text number changed' where id = 1")
     until(lambda: "stopped: " in generations(daemon)[2]["why_not"], what="it to stop")
     assert "has stopped: " in migrate(daemon, "switch", code=75)["error"]

@@ -26,10 +26,14 @@ INTERVAL_S = 0.2
 
 
 def start(
-    pg: Database, new_daemon: NewDaemon, *collections: dict[str, Any], mode: str = "stop", ready: bool = True
+    pg: Database,
+    new_daemon: NewDaemon,
+    *collections: dict[str, Any],
+    mode: str = "stop",
+    interval_s: float = INTERVAL_S,
 ) -> DaemonProcess:
     """A daemon that has copied its tables."""
-    source = {"schema_check_interval_s": INTERVAL_S, "on_mismatch": mode}
+    source = {"schema_check_interval_s": interval_s, "on_mismatch": mode}
     daemon = new_daemon(pg, collections=list(collections) or [DOCS], source=source)
     daemon.start()
     for found in daemon.settings["collections"]:
@@ -554,6 +558,29 @@ def test_a_dropped_table_is_named_while_the_others_go_on(pg: Database, new_daemo
     daemon.start()
     await_change(daemon, "replaced")
     assert_index_equals_table(daemon, pg)
+
+
+@PGOUTPUT
+def test_a_table_that_is_made_again_soon_embeds_nothing(pg: Database, new_daemon: NewDaemon) -> None:
+    # Given an index of a table, and a daemon that mends what it can
+    make_docs(pg)
+    daemon = start(pg, new_daemon, mode="resync", interval_s=2.0)
+    before = embedded(daemon)
+
+    # When the table is dropped, seen to be gone, and made again with the same rows
+    pg.execute("drop table docs")
+    until(lambda: states(daemon) == {"TABLE_DROPPED"}, 30.0, "the state to be named")
+    run_together(
+        pg,
+        f"create table docs ({COLUMNS})",
+        "insert into docs select i, 'words of document ' || i, 'kind' || i % 3, i from generate_series(1, 30) i",
+    )
+
+    # Then it is followed, and nothing of it was sent away meanwhile
+    await_change(daemon, "replaced")
+    assert_index_equals_table(daemon, pg)
+    assert embedded(daemon) == before
+    assert changes(daemon, "dropped") == 1
 
 
 @BOTH

@@ -320,6 +320,8 @@ def test_documents_of_a_dropped_table_leave_once_with_mending(tmp_path: Path, li
     # Given a table that is gone, for one life and the next
     life = life_on(tmp_path, lives, mend=True)
     life.guard.prepare(Lsn(1))
+    life.now += 30.0
+    life.guard.look()
     lives.append(Life(tmp_path, Catalog(), mend=True))
     lives[-1].guard.prepare(Lsn(1))
 
@@ -336,6 +338,30 @@ def test_documents_of_a_dropped_table_leave_once_with_mending(tmp_path: Path, li
     lives[-1].guard.verify(Lsn(1))
     assert lives[-1].requests == ["table replaced"]
     assert lives[-1].states() == []
+
+
+def test_a_table_that_is_made_again_in_time_is_compared_and_not_emptied(tmp_path: Path, lives: list[Life]) -> None:
+    # Given a table that is gone, and looks and new connections while it may still come back
+    life = life_on(tmp_path, lives, mend=True)
+    life.guard.prepare(Lsn(1))
+    asked = life.catalog.asked
+    for _ in range(3):
+        life.now += 9.9
+        assert not life.guard._is_due() or life.guard.look() is None
+        life.guard.verify(Lsn(1))
+    assert life.requests == []
+    assert life.states() == ["TABLE_DROPPED"]
+    assert life.catalog.asked - asked <= 9
+
+    # When it is made again
+    life.catalog.tables = [table(oid=30, members=())]
+    life.guard.verify(Lsn(1))
+
+    # Then it is read as it is, and nothing was sent away before or is later
+    assert life.requests == ["table replaced"]
+    life.now += 60.0
+    life.guard.look()
+    assert life.requests == ["table replaced"]
 
 
 def test_what_cannot_be_read_is_named_and_not_read(tmp_path: Path, lives: list[Life]) -> None:
