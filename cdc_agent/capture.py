@@ -43,6 +43,7 @@ class _Queue:
     def __init__(self) -> None:
         self._items: list[Transaction] = []
         self._bytes = 0
+        self._closed = False
         self._changed = threading.Condition()
 
     def put(self, items: Sequence[Transaction], timeout_s: float) -> bool:
@@ -56,9 +57,9 @@ class _Queue:
             return True
 
     def take(self, timeout_s: float) -> list[Transaction]:
-        """Everything that has gathered, oldest first; waits for the first."""
+        """Everything that has gathered, oldest first; waits for the first, unless none will come."""
         with self._changed:
-            self._changed.wait_for(lambda: bool(self._items), timeout_s)
+            self._changed.wait_for(lambda: bool(self._items) or self._closed, timeout_s)
             items, self._items = self._items, []
             return items
 
@@ -66,6 +67,12 @@ class _Queue:
         """The items are durable; their room is free."""
         with self._changed:
             self._bytes -= sum(tx.size_bytes for tx in items)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        with self._changed:
+            self._closed = True
             self._changed.notify_all()
 
 
@@ -147,6 +154,7 @@ class Capture:
         finally:
             self.streaming.clear()
             self._reader_done.set()
+            self._queue.close()
             self._finish()
 
     def _connect(self) -> None:

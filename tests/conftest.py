@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.support.daemon import DaemonProcess, merged
+from tests.support.daemon import NURSERY, DaemonProcess, merged
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.postgres import ALL_KINDS, Database, Kind, Servers, kinds_wanted
 from tests.support.tcp_proxy import TcpProxy
@@ -30,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     # Here and not in a fixture: it also runs when the session is interrupted.
+    NURSERY.close()
     if _servers in config.stash:
         config.stash[_servers].close()
 

@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from cdc_agent import metrics
@@ -127,7 +128,7 @@ class Indexer:
         self._write_s = {False: 0.0, True: 0.0}
         self._released = -1
         self._held: dict[tuple[str, str], Checkpoint] = {}
-        self._handoff: queue.Queue[tuple[int, Prepared]] = queue.Queue(maxsize=1)
+        self._handoff: queue.Queue[tuple[int, Prepared] | None] = queue.Queue(maxsize=1)
         self._failed: CdcAgentError | None = None
         self._since_garbage = 0
         self._limit = _TARGET_CHUNKS
@@ -144,6 +145,10 @@ class Indexer:
                 self._planner_turn()
         except Stopping:
             log.debug("planner stopped")
+        finally:
+            # So that a writer with nothing to do sees at once that it is over; one that has something comes to it.
+            with suppress(queue.Full):
+                self._handoff.put_nowait(None)
 
     def follow(self, oids: Mapping[str, int]) -> None:
         """From now on the rows of these tables come under these oids. Called before any such row is captured."""
@@ -367,12 +372,14 @@ class Indexer:
         """Write one batch if there is one within ``wait_s``; garbage and strays when there is time."""
         self._mend_suspects()
         try:
-            number, prepared = self._handoff.get(timeout=wait_s)
+            handed = self._handoff.get(timeout=wait_s)
         except queue.Empty:
             if self._clock() >= self._next_sweep:
                 self._healing(self._sweep)
             return
-        self._write(number, prepared)
+        if handed is None:
+            return
+        self._write(*handed)
         self._since_garbage += 1
         # When there is nothing more urgent, or when it has waited long enough.
         if self._handoff.empty() or self._since_garbage >= _GARBAGE_EVERY:

@@ -211,6 +211,7 @@ class _Running:
         daemon.feed.alarm.ring()
         daemon.stream.wake()
         daemon.resync.notify()
+        daemon.verify.wake()
         failpoints.hit("drain")
         began = time.monotonic()
         busy = self._threads.join(_DRAIN_S)

@@ -9,6 +9,7 @@ Beside a store in ``/var/lib/cdc-agent/chroma`` lie ``chroma.log`` and ``chroma.
 from __future__ import annotations
 
 import fcntl
+import http.client
 import logging
 import os
 import signal
@@ -21,8 +22,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
-
-import httpx
 
 from cdc_agent.errors import ConfigError, StoreUnavailable, VectorStoreError
 from cdc_agent.sqlite_file import file_is_damaged, put_aside
@@ -46,17 +45,16 @@ LOG_TAIL_BYTES = 1500
 LOOK_EVERY_S = 0.05
 
 #: What the child runs. First it asks Linux (PR_SET_PDEATHSIG) for SIGTERM when the thread that started it ends, so that
-#: it never outlives a killed daemon; then it does exactly what the `chroma` script does. Not a preexec_fn: those may
-#: deadlock in a process with threads.
+#: it never outlives a killed daemon; then it does what the `chroma` script does, but does not first import chromadb's
+#: client, which takes a second. Not a preexec_fn: those may deadlock in a process with threads.
 _CHILD = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
 if os.getppid() != int(sys.argv.pop(1)):
     sys.exit("the parent is gone")
-sys.argv[0] = "chroma"
-from chromadb.cli.cli import app
-app()
+import chromadb_rust_bindings
+chromadb_rust_bindings.cli(["chroma", *sys.argv[1:]])
 """
 
 
@@ -315,13 +313,15 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 def _answers(host: str, port: int) -> bool:
-    place = f"[{host}]" if ":" in host else host
+    # Not httpx, which reads all certificates of this machine for every question and knows of proxies.
+    connection = http.client.HTTPConnection(host, port, timeout=1.0)
     try:
-        # trust_env: a proxy has no business on the way to our own child.
-        answer = httpx.get(f"http://{place}:{port}/api/v2/heartbeat", timeout=1.0, trust_env=False)
-    except httpx.TransportError:
+        connection.request("GET", "/api/v2/heartbeat")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
         return False
-    return answer.is_success
+    finally:
+        connection.close()
 
 
 def _end(child: subprocess.Popen[bytes], timeout_s: float) -> None:

@@ -35,7 +35,7 @@ class VerifyRunner:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._reports: dict[int, Report] = {}
-        self._asked: queue.Queue[Report] = queue.Queue()
+        self._asked: queue.Queue[Report | None] = queue.Queue()
 
     def request(self, wanted: Wanted) -> Report:
         """Raises ``UsageError`` for what is not there, and while another audit is not finished."""
@@ -66,7 +66,12 @@ class VerifyRunner:
                 report = self._asked.get(timeout=_POLL_S)
             except queue.Empty:
                 continue
-            self._audit(report)
+            if report is not None:
+                self._audit(report)
+
+    def wake(self) -> None:
+        """For whoever stops the daemon: an idle runner sees it at once."""
+        self._asked.put(None)
 
     def _matching(self, wanted: Wanted) -> list[Audited]:
         there = self._collections()

@@ -23,7 +23,7 @@ def test_rows_from_before_and_after_the_start_are_found(pg: Database, new_daemon
     # Given a table with rows, and a daemon that starts on it.
     create_articles(pg)
     daemon = new_daemon(pg, collections=[ARTICLES])
-    daemon.start()
+    daemon.start(fresh=True)
     assert_index_equals_table(daemon, pg)
 
     # When rows are added, changed, moved and deleted.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,16 @@ import yaml
 
 from cdc_agent.config import Config, load
 from cdc_agent.lsn import Lsn
+from tests.support.nursery import Child, Nursery
 from tests.support.wait import until
 
 __all__ = ["DaemonProcess", "free_port"]
 
 START_S = 60.0
+#: Nothing here speaks TLS; without one of ours httpx reads all certificates of this machine for every request.
+_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+#: Ended by ``conftest`` with the session.
+NURSERY = Nursery()
 
 
 def free_port() -> int:
@@ -56,7 +62,7 @@ class DaemonProcess:
         self.settings = merged(base, settings)
         self.path = folder / "cdc-agent.yaml"
         self.log_path = folder / "daemon.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Child | None = None
         self._write()
 
     def _write(self) -> None:
@@ -93,21 +99,26 @@ class DaemonProcess:
         ready: bool = True,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
+        fresh: bool = False,
     ) -> None:
-        """Start, and wait until it is ready unless told otherwise."""
+        """Start, and wait until it is ready unless told otherwise; ``fresh``: in an interpreter of its own."""
         assert self._process is None or self._process.poll() is not None, "it runs already"
         environment = {**os.environ, **(env or {})}
         environment.pop("CDC_FAILPOINT", None)
         if failpoint:
             environment["CDC_FAILPOINT"] = failpoint
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "cdc_agent.cli", "run", "-c", str(self.path), *options],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-            )
+        arguments = ["run", "-c", str(self.path), *options]
+        if fresh:
+            with self.log_path.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "cdc_agent.cli", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                )
+        else:
+            self._process = NURSERY.run(arguments, env=environment, log=self.log_path)
         if ready:
             self.wait_ready()
 
@@ -158,10 +169,10 @@ class DaemonProcess:
     # -- questions -------------------------------------------------------------------------------------------
 
     def get(self, path: str, **params: Any) -> httpx.Response:
-        return httpx.get(self.url + path, params=params or None, timeout=70.0)
+        return httpx.get(self.url + path, params=params or None, timeout=70.0, verify=_TLS)
 
     def post(self, path: str, body: Any = None) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=70.0)
+        return httpx.post(self.url + path, json=body, timeout=70.0, verify=_TLS)
 
     def problems(self) -> list[dict[str, Any]] | None:
         """What /readyz complains of; None while nobody answers."""

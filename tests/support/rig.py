@@ -12,12 +12,12 @@ from typing import Any
 from cdc_agent.agents.indexer import AGENT, Indexer
 from cdc_agent.agents.planning import Collection
 from cdc_agent.agents.vectors import Vectorizer
-from cdc_agent.agents.writing import IndexWriter, Prepared
+from cdc_agent.agents.writing import IndexWriter
 from cdc_agent.embedding.hashing import HashingEmbedder
 from cdc_agent.errors import PoisonText
 from cdc_agent.events import Row, Transaction
 from cdc_agent.health import Health
-from cdc_agent.ledger.base import Checkpoint, Flip, Manifest, Resync
+from cdc_agent.ledger.base import Flip, Manifest, Resync
 from cdc_agent.ledger.sqlite import SqliteLedger
 from cdc_agent.lsn import Version
 from cdc_agent.resync import MESSAGE_PREFIX, PageBoard, _Page
@@ -157,9 +157,6 @@ class Rig:
         """Whatever is in work is abandoned, as by a kill."""
         self.stop_signal.set()
         self.stream.wake()
-        if self._threads and self.indexer._handoff.empty():
-            # Nothing to write; only so that the writer does not wait its half second.
-            self.indexer._handoff.put((0, Prepared(checkpoint=Checkpoint())))
         for thread in self._threads:
             thread.join(20)
             assert not thread.is_alive(), f"{thread.name} does not stop"
