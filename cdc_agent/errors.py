@@ -15,6 +15,11 @@ CdcAgentError
 │   └── StreamFull             configured bytes are used up                       retryable
 ├── LedgerError                the durable state of agents
 │   └── LedgerFull             no space on its disk                              retryable
+├── JournalError               the events that are kept for ever
+│   └── JournalFull            no space on its disk                              retryable
+├── WebhookError               a delivery that is not taken
+│   ├── WebhookRefused         who sent it is not proven: signature, time, secret
+│   └── WebhookMalformed       it is signed, and not what its sender documents
 ├── EmbeddingError             the model
 │   ├── EmbedderUnavailable    endpoint down, overloaded, rate limited            retryable
 │   └── PoisonText             one text that the model refuses
@@ -35,6 +40,8 @@ __all__ = [
     "EmbedderUnavailable",
     "EmbeddingError",
     "IdentityMismatch",
+    "JournalError",
+    "JournalFull",
     "LedgerError",
     "LedgerFull",
     "NotPermitted",
@@ -51,6 +58,9 @@ __all__ = [
     "StreamFull",
     "UsageError",
     "VectorStoreError",
+    "WebhookError",
+    "WebhookMalformed",
+    "WebhookRefused",
 ]
 
 #: sysexits(3): the service is down for now, a supervisor should start us again.
@@ -163,6 +173,31 @@ class LedgerFull(LedgerError):
     """The disk under the ledger is full; nothing was changed."""
 
     retryable = True
+
+
+class JournalError(CdcAgentError):
+    """The journal of events cannot be read or written."""
+
+    exit_code = EXIT_CONFIG
+
+
+class JournalFull(JournalError):
+    """The disk under the journal is full; nothing was changed."""
+
+    retryable = True
+    exit_code = EXIT_TRY_AGAIN
+
+
+class WebhookError(CdcAgentError):
+    """A webhook delivery that is not taken; nothing of it is kept."""
+
+
+class WebhookRefused(WebhookError):
+    """Nothing proves who sent the delivery: its signature, its time or our secret is missing or wrong."""
+
+
+class WebhookMalformed(WebhookError):
+    """The delivery is signed, but its body is not what the sender documents."""
 
 
 class EmbeddingError(CdcAgentError):

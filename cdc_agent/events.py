@@ -1,4 +1,5 @@
-"""What travels through the house: relations, rows, transactions, ``ChangeEvent``. ``envelope`` has Debezium's form.
+"""What travels through the house: relations, rows, transactions, ``ChangeEvent`` (``envelope`` has Debezium's form of
+it), and ``Event`` (``cloudevents`` has its CloudEvents form).
 
 Facts only; no socket, no clock. Values stay in Postgres' text form (bytes) until somebody asks for them by name,
 because capture must be fast and exact and most columns are never looked at.
@@ -6,6 +7,7 @@ because capture must be fast and exact and most columns are never looked at.
 
 from __future__ import annotations
 
+import datetime as dt
 import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ __all__ = [
     "Change",
     "ChangeEvent",
     "Column",
+    "Event",
     "Op",
     "RawRow",
     "RawValue",
@@ -208,3 +211,24 @@ class ChangeEvent:
             snapshot="incremental" if self.op is Op.READ else "false",
             ts_ms=self.ts_ms,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that happened, told to us or by us: a webhook delivery, a fact, a command. It never changes.
+
+    ``source`` and ``id`` name it for ever: two events with the same pair are one. ``type`` says what happened
+    (``github.push``), ``key`` to what (empty: to nothing in particular), ``time`` when, with its offset. ``data`` is
+    JSON-ready. ``causation_id`` is the event that this one answers, ``correlation_id`` the one that began it all, and
+    ``hops`` how many lie between.
+    """
+
+    id: str
+    source: str
+    type: str
+    time: dt.datetime
+    data: Any
+    key: str = ""
+    correlation_id: str = ""
+    causation_id: str = ""
+    hops: int = 0

@@ -80,6 +80,9 @@ SEARCH_SECONDS = _histogram("search_seconds", "Time of one search, embedding of 
 # Tables.
 TABLE_CHANGES = _counter("table_changes", "Changes of tables that write no row into the log, by kind.", "difference")
 
+# Webhooks.
+WEBHOOKS = _counter("webhooks", "Webhook deliveries, by sender and what became of them.", "source", "outcome")
+
 # Identity.
 MISMATCH = _gauge("mismatch", "1 while source, stream, ledger and store do not belong together, by state.", "state")
 

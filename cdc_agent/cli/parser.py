@@ -8,7 +8,21 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from cdc_agent import __version__
-from cdc_agent.cli import check, dead_letters, demo, migrate, resync, run, search, slot, status, token, verify, wait
+from cdc_agent.cli import (
+    check,
+    dead_letters,
+    demo,
+    facts,
+    migrate,
+    resync,
+    run,
+    search,
+    slot,
+    status,
+    token,
+    verify,
+    wait,
+)
 from cdc_agent.errors import UsageError
 
 __all__ = ["DEFAULT_CONFIG", "build_parser"]
@@ -44,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_options(_add(commands, "verify", verify.run, "audit the index against the source and mend what differs"))
     _add_migrate(commands)
     _add_dead_letters(commands)
+    facts.add_options(_add(commands, "facts", facts.run, "show the events that are kept for ever"))
     _add_slot(commands)
     _add_token(commands)
     return parser

@@ -20,6 +20,7 @@ from cdc_agent.config.tree import (
     SourceConfig,
     StreamConfig,
     VectorStoreConfig,
+    WebhookConfig,
     is_loopback,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "SourceConfig",
     "StreamConfig",
     "VectorStoreConfig",
+    "WebhookConfig",
     "is_loopback",
     "load",
     "redacted_dsn",

@@ -149,4 +149,10 @@ def _anchor(config: Config, folder: Path) -> Config:
         value: Path | None = getattr(part, key)
         if value is not None:
             changes[section] = part.model_copy(update={key: folder / value.expanduser()})
+    changes["webhooks"] = {
+        name: webhook.model_copy(update={"secret_file": folder / webhook.secret_file.expanduser()})
+        if webhook.secret_file
+        else webhook
+        for name, webhook in config.webhooks.items()
+    }
     return config.model_copy(update=changes)

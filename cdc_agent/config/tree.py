@@ -243,6 +243,27 @@ class RetryConfig(_Section):
         return self
 
 
+class WebhookConfig(_Section):
+    kind: Literal["standard", "github", "stripe", "notion", "debezium"]
+    """Who sends, and so how deliveries are signed; `standard` is Standard Webhooks. Required."""
+    secret: Secret | None = None
+    """What the sender signs with."""
+    secret_file: Path | None = None
+    """File with one or two secrets, one a line, instead of `secret`. It is read again when it changes."""
+    max_body_bytes: int = Field(default=1024**2, ge=1024, le=25 * 1024**2)
+    """Most bytes of one delivery. GitHub sends up to 25 MiB."""
+
+    @model_validator(mode="after")
+    def _has_one_secret(self) -> Self:
+        if (self.secret is None) == (self.secret_file is None):
+            raise wrong(
+                "needs secret or secret_file, and not both",
+                key="secret",
+                hint="unsigned deliveries are never taken: make a secret and give it to the sender",
+            )
+        return self
+
+
 class HttpConfig(_Section):
     host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on. Anything but a loopback address needs `tokens_file`."""
@@ -299,6 +320,8 @@ class Config(BaseSettings):
     """Reading tables again while streaming."""
     retry: RetryConfig = RetryConfig()
     """Trying again."""
+    webhooks: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")], WebhookConfig] = {}
+    """Who may deliver webhooks to `POST /webhooks/<name>`."""
     http: HttpConfig = HttpConfig()
     """The HTTP interface."""
     log: LogConfig = LogConfig()
@@ -332,6 +355,10 @@ class Config(BaseSettings):
     @property
     def ledger_path(self) -> Path:
         return self.ledger.path or self.state_dir / "ledger.sqlite"
+
+    @property
+    def journal_path(self) -> Path:
+        return self.state_dir / "journal.sqlite"
 
     @property
     def vectorstore_path(self) -> Path:

@@ -14,6 +14,7 @@ from cdc_agent.config import Config
 from cdc_agent.daemon.audits import verify_runner
 from cdc_agent.daemon.consumers import Consumers, MakeIndexer, Served, resync_targets
 from cdc_agent.daemon.generations import Embedders, Planned, planned, remembered_specs
+from cdc_agent.daemon.mail import Mail, open_mail
 from cdc_agent.daemon.migrations import Migrations, complete_drops, leave_unconfigured, settle_all
 from cdc_agent.daemon.models import build_embedder, collection_of
 from cdc_agent.daemon.sources import (
@@ -81,6 +82,7 @@ class Daemon:
     searcher: LiveSearch
     verify: VerifyRunner
     migrations: Migrations
+    mail: Mail | None
 
     @property
     def specs(self) -> list[CollectionSpec]:
@@ -103,6 +105,7 @@ def build(
     health = Health()
     files = open_state(config)
     ledger, stream = files.ledger, files.stream
+    mail = open_mail(config)
     dsn = config.source.dsn.get_secret_value()
     specs = (*config.collection_specs(), *remembered_specs(ledger.generations(), config))
     catalog, watched = open_source(config, specs, ledger)
@@ -246,6 +249,7 @@ def build(
         searcher=LiveSearch(indexer.targets),
         verify=verify,
         migrations=migrations,
+        mail=mail,
     )
 
 

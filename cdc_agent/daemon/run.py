@@ -224,7 +224,8 @@ class _Running:
             daemon.chroma.stop()
         if not busy:
             readers = (daemon.row_reader, daemon.rereader, daemon.catalog)
-            ends = (daemon.stream, daemon.ledger, *readers, daemon.store, daemon.embedders)
+            journal = (daemon.mail.journal,) if daemon.mail else ()
+            ends = (daemon.stream, daemon.ledger, *readers, daemon.store, daemon.embedders, *journal)
             for end in ends:
                 end.close()
         log.info("stopped drain_s=%.1f", time.monotonic() - began)

@@ -11,9 +11,11 @@ import cdc_agent
 from cdc_agent import metrics
 from cdc_agent.daemon.build import Daemon
 from cdc_agent.daemon.consumers import Served
+from cdc_agent.daemon.mail import Mail
 from cdc_agent.errors import CdcAgentError, DaemonUnavailable, StreamError, UsageError
 from cdc_agent.health import Problem
 from cdc_agent.identity import STATES
+from cdc_agent.journal.base import Entry, Query
 from cdc_agent.ledger.base import DeadLetter, Resync
 from cdc_agent.lsn import Lsn
 from cdc_agent.resync_order import ResyncOrder
@@ -23,6 +25,7 @@ from cdc_agent.source.clock import SourceClock
 from cdc_agent.verify.report import Report, Wanted
 from cdc_agent.web.answers import json_resync
 from cdc_agent.web.service import LetterPage, LetterQuery
+from cdc_agent.webhooks.inbox import Receipt
 
 __all__ = ["DaemonService"]
 
@@ -213,6 +216,21 @@ class DaemonService:
 
     def discard_dead_letter(self, letter_id: int) -> bool:
         return self._daemon.ledger.discard_dead_letter(letter_id)
+
+    def webhook_limit(self, source: str) -> int | None:
+        mail = self._daemon.mail
+        return mail.inbox.max_body_bytes(source) if mail else None
+
+    def take_webhook(self, source: str, headers: Mapping[str, str], body: bytes) -> Receipt:
+        return self._mail().inbox.take(source, headers, body)
+
+    def facts(self, wanted: Query) -> Sequence[Entry]:
+        return self._mail().journal.find(wanted)
+
+    def _mail(self) -> Mail:
+        if self._daemon.mail is None:
+            raise UsageError("this daemon keeps no facts", hint="configure a sender in webhooks, see docs/WEBHOOKS.md")
+        return self._daemon.mail
 
     def resyncs(self) -> Sequence[Resync]:
         return self._daemon.ledger.resyncs()

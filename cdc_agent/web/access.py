@@ -68,12 +68,12 @@ def grant_of(request: Request) -> Grant:
 
 
 class AccessControl:
-    """ASGI middleware in front of every door. ``open_paths`` are answered to everybody."""
+    """ASGI middleware in front of every door. ``open_doors`` are answered to everybody, under any name of ours."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, open_paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens, open_doors: Sequence[Door]) -> None:
         self._app = app
         self._tokens = tokens
-        self._open_paths = frozenset(open_paths)
+        self._open_paths = [door.path_regex for door in open_doors]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -86,7 +86,7 @@ class AccessControl:
         await self._app(scope, receive, send)
 
     def _who(self, path: str, headers: Headers) -> Grant | ApiError:
-        if path in self._open_paths:
+        if any(pattern.match(path) for pattern in self._open_paths):
             return Grant(name="anybody", scopes=frozenset())
         host, origin = headers.get("host", ""), headers.get("origin")
         if origin is not None and _netloc(origin) != host.lower():

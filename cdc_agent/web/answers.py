@@ -10,10 +10,12 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from cdc_agent.cloudevents import to_cloudevent
+from cdc_agent.journal.base import Entry
 from cdc_agent.ledger.base import DeadLetter, Resync
 from cdc_agent.search import SearchHit
 
-__all__ = ["ApiError", "error_response", "json_dead_letter", "json_hit", "json_resync"]
+__all__ = ["ApiError", "error_response", "json_dead_letter", "json_fact", "json_hit", "json_resync"]
 
 
 class ApiError(Exception):
@@ -53,6 +55,12 @@ def json_dead_letter(letter: DeadLetter) -> dict[str, Any]:
         "attempts": letter.attempts,
         "parked_at": _iso(letter.parked_at),
     }
+
+
+def json_fact(entry: Entry) -> dict[str, Any]:
+    """A CloudEvent with two more attributes: its place, and when we recorded it."""
+    recorded = entry.recorded_at.isoformat(timespec="milliseconds")
+    return {**to_cloudevent(entry.event), "entry": entry.number, "recordedtime": recorded}
 
 
 def json_resync(resync: Resync, rate: float | None = None) -> dict[str, Any]:

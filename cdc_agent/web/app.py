@@ -20,15 +20,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cdc_agent import __version__, metrics
-from cdc_agent.errors import CdcAgentError, NotPermitted, UsageError
+from cdc_agent.errors import CdcAgentError, NotPermitted, UsageError, WebhookMalformed, WebhookRefused
 from cdc_agent.grants import SCOPES
+from cdc_agent.journal.base import Query
 from cdc_agent.ledger.base import Resync
 from cdc_agent.lsn import Lsn
 from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.verify.report import Wanted
 from cdc_agent.web.access import ANYBODY, OPEN, AccessControl, Door, grant_of, only_doors
-from cdc_agent.web.answers import ApiError, error_response, json_dead_letter, json_hit, json_resync
+from cdc_agent.web.answers import ApiError, error_response, json_dead_letter, json_fact, json_hit, json_resync
 from cdc_agent.web.requests import (
+    FactsRequest,
     LetterListRequest,
     LettersRequest,
     MigrationRequest,
@@ -73,10 +75,10 @@ def create_app(service: Service, *, tokens: Tokens | None = None) -> Starlette:
     """The application over a service. Without ``tokens`` only this machine may call it."""
     tokens = tokens or Tokens()
     doors = only_doors(_Routes(service, tokens).table())
-    open_paths = {door.path for door in doors if door.scopes == OPEN}
+    open_doors = [door for door in doors if door.scopes == OPEN]
     return Starlette(
         routes=doors,
-        middleware=[Middleware(AccessControl, tokens=tokens, open_paths=open_paths)],
+        middleware=[Middleware(AccessControl, tokens=tokens, open_doors=open_doors)],
         exception_handlers={
             ApiError: _on_api_error,
             CdcAgentError: _on_our_error,
@@ -93,6 +95,7 @@ class _Routes:
         self._searches = Lane(threads=16, queue=64)
         self._waits = Lane(threads=64, queue=64)
         self._operations = Lane(threads=8, queue=64)
+        self._webhooks = Lane(threads=4, queue=128)
 
     def table(self) -> list[Door]:
         return [
@@ -109,6 +112,9 @@ class _Routes:
             Door("/dead-letters/{letter_id:int}", self.dead_letter, methods=["GET"], scopes={"admin"}),
             Door("/dead-letters/{letter_id:int}/replay", self.replay_dead_letter, methods=["POST"], scopes={"admin"}),
             Door("/dead-letters/{letter_id:int}/discard", self.discard_dead_letter, methods=["POST"], scopes={"admin"}),
+            Door("/facts", self.facts, methods=["GET"], scopes={"admin"}),
+            # Whoever sends carries no token of ours: the signature is the proof.
+            Door("/webhooks/{source}", self.webhook, methods=["POST"], scopes=OPEN),
             Door("/migrations", self.migrations, methods=["GET"], scopes={"admin"}),
             Door("/migrations", self.start_migration, methods=["POST"], scopes={"admin"}),
             Door("/migrations/{collection}/{action}", self.move_migration, methods=["POST"], scopes={"admin"}),
@@ -261,6 +267,24 @@ class _Routes:
             raise ApiError(404, f"there is no resync {number}", "GET /resyncs lists them")
         return JSONResponse(self._json_resync(moved))
 
+    async def facts(self, request: Request) -> Response:
+        wanted = Query(**parse(FactsRequest, dict(request.query_params)).model_dump())
+        found = await self._operations.run(lambda: self._service.facts(wanted))
+        next_after = found[-1].number if len(found) == wanted.limit else None
+        return JSONResponse({"facts": [json_fact(entry) for entry in found], "next_after": next_after})
+
+    async def webhook(self, request: Request) -> Response:
+        source: str = request.path_params["source"]
+        most = self._service.webhook_limit(source)
+        if most is None:
+            raise ApiError(404, "there is no such webhook", "webhooks in the configuration names who may deliver")
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise ApiError(415, "the body is compressed", "send it as it is: that is what is signed")
+        body = await read_body(request, most)
+        headers = dict(request.headers)
+        receipt = await self._webhooks.run(lambda: self._service.take_webhook(source, headers, body))
+        return JSONResponse({"events": receipt.events, "new": receipt.new}, 202)
+
     async def migrations(self, request: Request) -> Response:  # noqa: ARG002
         found = await self._operations.run(self._service.migrations)
         return JSONResponse({"generations": list(found)})
@@ -330,7 +354,9 @@ async def _on_api_error(request: Request, exc: Exception) -> Response:  # noqa: 
 
 async def _on_our_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, CdcAgentError)
-    if isinstance(exc, UsageError):
+    if isinstance(exc, WebhookRefused):
+        return error_response(401, exc.message, exc.hint)
+    if isinstance(exc, UsageError | WebhookMalformed):
         return error_response(400, exc.message, exc.hint)
     if isinstance(exc, NotPermitted):
         return error_response(403, exc.message, exc.hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from cdc_agent.config.problems import key_path
@@ -15,9 +15,11 @@ from cdc_agent.web.answers import ApiError
 
 __all__ = [
     "MAX_BODY_BYTES",
+    "MAX_FACTS",
     "MAX_LETTERS",
     "MAX_SAMPLE",
     "MAX_WAIT_S",
+    "FactsRequest",
     "LetterListRequest",
     "LettersRequest",
     "Moment",
@@ -35,6 +37,8 @@ MAX_BODY_BYTES = 1024 * 1024
 BODY_TIMEOUT_S = 15.0
 #: Most seconds that one request may wait for a position.
 MAX_WAIT_S = 300.0
+#: Most facts in one answer.
+MAX_FACTS = 1_000
 #: Most dead letters in one answer.
 MAX_LETTERS = 1_000
 #: Most chunks that one audit embeds again.
@@ -111,15 +115,25 @@ class VerifyRequest(_Shape):
     repair: bool = False
 
 
-async def read_body(request: Request) -> bytes:
+class FactsRequest(_Shape):
+    type: str = ""
+    key: str = ""
+    source: str = ""
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+    after: int = Field(0, ge=0, lt=2**63)
+    limit: int = Field(100, ge=1, le=MAX_FACTS)
+
+
+async def read_body(request: Request, most: int = MAX_BODY_BYTES) -> bytes:
     """The body, refused as soon as it is known to be too large, given up when it does not come."""
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            _check_size(int(request.headers.get("content-length") or 0))
+            _check_size(int(request.headers.get("content-length") or 0), most)
             async for part in request.stream():
                 body += part
-                _check_size(len(body))
+                _check_size(len(body), most)
     except TimeoutError:
         raise ApiError(408, "the body did not arrive in time", f"send it within {BODY_TIMEOUT_S:g} s") from None
     except ClientDisconnect:
@@ -137,9 +151,9 @@ def parse(shape: type[Shape], content: bytes | dict[str, str]) -> Shape:
         raise _bad_request(exc, shape) from None
 
 
-def _check_size(size: int) -> None:
-    if size > MAX_BODY_BYTES:
-        raise ApiError(413, "the body is too large", f"the most is {MAX_BODY_BYTES} bytes")
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise ApiError(413, "the body is too large", f"the most is {most} bytes")
 
 
 def _bad_request(exc: ValidationError, shape: type[BaseModel]) -> ApiError:

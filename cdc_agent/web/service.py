@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cdc_agent.health import Problem
+from cdc_agent.journal.base import Entry, Query
 from cdc_agent.ledger.base import DeadLetter, Resync
 from cdc_agent.lsn import Lsn
 from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.search import SearchHit
 from cdc_agent.verify.report import Report, Wanted
+from cdc_agent.webhooks.inbox import Receipt
 
 __all__ = ["LetterPage", "LetterQuery", "Problem", "Service"]
 
@@ -100,6 +102,18 @@ class Service(Protocol):
 
     def discard_dead_letters(self, wanted: LetterQuery) -> int:
         """Forget all these, page or not, as far as there are any now; returns how many they were."""
+        ...
+
+    def webhook_limit(self, source: str) -> int | None:
+        """Most bytes of one delivery of this sender; None when it is not configured. Never blocks."""
+        ...
+
+    def take_webhook(self, source: str, headers: Mapping[str, str], body: bytes) -> Receipt:
+        """Prove a delivery and record what it says; durable on return. Raises ``WebhookError``s, ``JournalFull``."""
+        ...
+
+    def facts(self, wanted: Query) -> Sequence[Entry]:
+        """Entries of the journal. Raises ``UsageError`` when this daemon keeps none."""
         ...
 
     def resyncs(self) -> Sequence[Resync]: ...

@@ -39,6 +39,8 @@ TABLE = {
     ("GET", "/dead-letters/{letter_id:int}"): ADMIN,
     ("POST", "/dead-letters/{letter_id:int}/replay"): ADMIN,
     ("POST", "/dead-letters/{letter_id:int}/discard"): ADMIN,
+    ("GET", "/facts"): ADMIN,
+    ("POST", "/webhooks/{source}"): OPEN,
     ("GET", "/migrations"): ADMIN,
     ("POST", "/migrations"): ADMIN,
     ("POST", "/migrations/{collection}/{action}"): ADMIN,
@@ -50,7 +52,14 @@ TABLE = {
     ("GET", "/verifies/{number:int}"): ADMIN,
 }
 #: What stands for the parameters of a path.
-VALUES = {"letter_id": "3", "resync_id": "1", "number": "1", "collection": "articles", "action": "pause"}
+VALUES = {
+    "letter_id": "3",
+    "resync_id": "1",
+    "number": "1",
+    "collection": "articles",
+    "action": "pause",
+    "source": "github",
+}
 CALLERS = list(OPEN)
 SCOPED = [
     Token(digest=digest_of(f"token-for-{s}-only"), grant=Grant(name=s, scopes=frozenset({s}))) for s in CALLERS[2:5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,18 @@ from typing import Any
 import httpx
 import pytest
 
-from cdc_agent.errors import ConfigError, StoreUnavailable, UsageError, VectorStoreError
+from cdc_agent.errors import (
+    ConfigError,
+    JournalError,
+    JournalFull,
+    StoreUnavailable,
+    UsageError,
+    VectorStoreError,
+    WebhookMalformed,
+    WebhookRefused,
+)
+from cdc_agent.events import Event
+from cdc_agent.journal.base import Entry, Query
 from cdc_agent.ledger.base import DeadLetter, Resync
 from cdc_agent.lsn import Lsn, Version
 from cdc_agent.resync_order import ResyncOrder
@@ -22,6 +34,7 @@ from cdc_agent.web.requests import MAX_BODY_BYTES
 from cdc_agent.web.server import HttpServer
 from cdc_agent.web.service import LetterPage, LetterQuery, Problem
 from cdc_agent.web.tokens import Tokens
+from cdc_agent.webhooks.inbox import Receipt
 
 HIT = SearchHit(
     id="public.articles:1#7.0",
@@ -46,6 +59,13 @@ LETTER = DeadLetter(
 )
 RESYNC = Resync(id=1, table="public.articles", collections=("articles",), rows_done=5, rows_estimated=9)
 TOKEN = "a-token-of-enough-characters"
+
+
+ENTRY = Entry(
+    number=7,
+    recorded_at=dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC),
+    event=Event(id="e-1", source="github", type="github.push", time=dt.datetime(2026, 1, 1, tzinfo=dt.UTC), data={}),
+)
 
 
 class FakeService:
@@ -124,6 +144,19 @@ class FakeService:
     def discard_dead_letter(self, letter_id: int) -> bool:
         self.calls.append(("discard", letter_id))
         return letter_id == LETTER.id
+
+    def webhook_limit(self, source: str) -> int | None:
+        return 100 if source == "github" else None
+
+    def take_webhook(self, source: str, headers: Mapping[str, str], body: bytes) -> Receipt:
+        if self.failure is not None:
+            raise self.failure
+        self.calls.append((source, headers.get("x-signature"), body))
+        return Receipt(events=1, new=1)
+
+    def facts(self, wanted: Query) -> Sequence[Entry]:
+        self.calls.append(("facts", wanted))
+        return [ENTRY]
 
     def resyncs(self) -> Sequence[Resync]:
         return [RESYNC]
@@ -352,6 +385,59 @@ def test_metrics_are_in_prometheus_format(client):
 
 def test_status_is_what_the_daemon_says(client):
     assert client.get("/status").json() == {"state": "streaming"}
+
+
+# Webhooks and facts.
+
+
+def test_a_webhook_is_handed_over_as_it_came(client, service):
+    answer = client.post("/webhooks/github", content=b"\xff {}", headers={"X-Signature": "s"})
+
+    assert (answer.status_code, answer.json()) == (202, {"events": 1, "new": 1})
+    assert service.calls == [("github", "s", b"\xff {}")]
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [(WebhookRefused("no"), 401), (WebhookMalformed("no"), 400), (JournalFull("no"), 503), (JournalError("no"), 500)],
+)
+def test_a_webhook_that_is_not_taken_says_whose_fault_it_is(client, service, failure, status):
+    service.failure = failure
+
+    assert client.post("/webhooks/github", content=b"{}").status_code == status
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "headers", "status"),
+    [
+        ("gitlab", b"{}", {}, 404),
+        ("github", b"x" * 101, {}, 413),
+        ("github", b"{}", {"content-encoding": "gzip"}, 415),
+    ],
+)
+def test_what_is_no_delivery_is_not_handed_over(client, service, source, content, headers, status):
+    answer = client.post(f"/webhooks/{source}", content=content, headers=headers)
+
+    assert answer.status_code == status
+    assert service.calls == []
+
+
+def test_facts_are_cloudevents_with_their_place(client, service):
+    answer = client.get("/facts", params={"type": "github.*", "since": "2026-11-27T12:00:00+02:00", "limit": 1})
+
+    [fact] = answer.json()["facts"]
+    assert answer.json()["next_after"] == 7
+    assert (fact["specversion"], fact["id"], fact["entry"]) == ("1.0", "e-1", 7)
+    assert fact["recordedtime"] == "2026-01-02T03:04:05.000+00:00"
+    [(_, wanted)] = service.calls
+    assert (wanted.type, wanted.since.isoformat(), wanted.limit) == ("github.*", "2026-11-27T12:00:00+02:00", 1)
+
+
+@pytest.mark.parametrize(
+    "params", [{"since": "yesterday"}, {"since": "2026-11-27T12:00:00"}, {"limit": 0}, {"typ": "a"}]
+)
+def test_a_question_about_facts_that_is_none_is_refused(client, params):
+    assert client.get("/facts", params=params).status_code == 400
 
 
 # Dead letters and resyncs.
