@@ -18,6 +18,7 @@ import index
 import memory
 import orjson
 import resync
+import search
 import verify
 from figures import Figure, table
 from machine import load_average, say
@@ -30,6 +31,7 @@ MEASUREMENTS: dict[str, Callable[[Sizes], list[Figure]]] = {
     "idle": idle.measure,
     "memory": memory.measure,
     "resync": resync.measure,
+    "search": search.measure,
     "verify": verify.measure,
 }
 

@@ -43,10 +43,14 @@ class RunningDaemon:
         config = folder / "cdc-agent.yaml"
         config.write_text(yaml.safe_dump(settings, sort_keys=False))
         self.log_path = folder / "daemon.log"
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{self._http_port}", timeout=700.0)
+        self._client = httpx.Client(base_url=self.url, timeout=700.0)
         command = [sys.executable, "-m", "cdc_agent.cli", "run", "-c", str(config)]
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._http_port}"
 
     @property
     def pid(self) -> int:

@@ -21,6 +21,8 @@ class Sizes:
     memory_rows: int
     resync_rows: int
     resync_commits: int
+    search_documents: int
+    search_queries: int
     verify_rows: int
 
 
@@ -35,6 +37,8 @@ FULL = Sizes(
     memory_rows=1_000_000,
     resync_rows=200_000,
     resync_commits=200,
+    search_documents=1_000,
+    search_queries=300,
     verify_rows=1_000_000,
 )
 
@@ -49,5 +53,7 @@ QUICK = Sizes(
     memory_rows=100_000,
     resync_rows=5_000,
     resync_commits=20,
+    search_documents=60,
+    search_queries=30,
     verify_rows=5_000,
 )
