@@ -310,6 +310,11 @@ class Ledger(Protocol):
         """
         ...
 
+    def written_at(self, chunk_id: str) -> float | None:
+        """When a chunk was written, in seconds of Unix time: to the moment for recent ones, to the minute (never too
+        late) for others, None for what was written before ledgers remembered."""
+        ...
+
     def intents(self, agent: str) -> list[tuple[str, str]]:
         """``(collection, chunk_id)`` of an agent's writes that were begun and never flipped, or are ``suspected``."""
         ...

@@ -135,11 +135,32 @@ create index if not exists vector_use_text on vector_use (text_hash);
 create index if not exists vector_use_dropped on vector_use (dropped) where dropped is not null;
 insert or ignore into meta values ('schema_version', '1'), ('generation', '0'), ('uuid', lower(hex(randomblob(16))));
 
+-- since_2 --
+-- When each generation number was taken: that is when its chunks were written. The last thousand are here, and of those
+-- before them the first of each minute.
+create table if not exists writing (
+    generation integer primary key,
+    began_at   real not null
+);
+update meta set value = '2' where key = 'schema_version';
+
 -- meta --
 select value from meta where key = ?
 
 -- next_generation --
 update meta set value = cast(value as integer) + 1 where key = 'generation' returning cast(value as integer)
+
+-- note_writing --
+insert into writing values (?, ?)
+
+-- thin_writings --
+-- A thousand of them, up to ?1.
+delete from writing where generation > ?1 - 1000 and generation <= ?1 and generation not in (
+    select min(generation) from writing where generation > ?1 - 1000 and generation <= ?1
+    group by cast(began_at / 60 as integer))
+
+-- written_at --
+select began_at from writing where generation <= ? order by generation desc limit 1
 
 -- note --
 insert or replace into meta values (?, ?)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,11 +36,15 @@ from cdc_agent.sqlite_file import DAMAGED_HINT, is_damage, is_new, open_file, sc
 __all__ = ["SqliteLedger"]
 
 _SQL = queries.load("cdc_agent.ledger", "schema.sql")
-_VERSION = "1"
+_VERSION = "2"
+#: What a file of each version that we can open holds. An older one gets what it lacks.
+_SCHEMAS = {"1": _SQL["schema"], _VERSION: f"{_SQL['schema']}\n{_SQL['since_2']}"}
 #: The state of a ledger whose file is not as it was written.
 _CORRUPT = "LEDGER_CORRUPT"
 #: So few documents are looked up one by one.
 _FEW = 2
+#: So many of the newest generations keep the second of their writing.
+_WRITINGS_KEPT = 1_000
 #: Documents that one statement looks up.
 _LOOKED_UP_AT_ONCE = 500
 #: The generation of an intent that outlived its own: the chunk lives, and a request may still change it.
@@ -49,8 +54,11 @@ _SUSPECTED = 0
 class SqliteLedger:
     """See ``ledger.base.Ledger``."""
 
-    def __init__(self, path: Path, *, embedding_cache_bytes: int = 256 << 20) -> None:
+    def __init__(
+        self, path: Path, *, embedding_cache_bytes: int = 256 << 20, wall_clock: Callable[[], float] = time.time
+    ) -> None:
         self._path = path
+        self._wall_clock = wall_clock
         #: What was found damaged while it was in use.
         self.damage: IdentityMismatch | None = None
         self._writer = open_file(path, LedgerError, corrupt=_CORRUPT)
@@ -65,7 +73,7 @@ class SqliteLedger:
             self._writer.create_function("seal", -1, rows.seal, deterministic=True)
             if not is_new(self._writer):
                 self._check_schema()
-            self._writer.executescript(_SQL["schema"])
+            self._writer.executescript(_SCHEMAS[_VERSION])
             self._reader = open_file(path, LedgerError, corrupt=_CORRUPT)
             self._check_manifests()
             self._vectors = VectorCache(self._writer, embedding_cache_bytes)
@@ -73,9 +81,9 @@ class SqliteLedger:
 
     def _check_schema(self) -> None:
         version = self._meta("schema_version")
-        if version != _VERSION:
+        if version not in _SCHEMAS:
             raise LedgerError(f"{self._path} has schema {version}", hint="it needs another cdc-agent version")
-        if not schema_is(self._writer, _SQL["schema"]):
+        if not schema_is(self._writer, _SCHEMAS[version]):
             raise self._damaged("its tables are not as they were made")
 
     def _check_manifests(self) -> None:
@@ -227,7 +235,7 @@ class SqliteLedger:
         vectors: Mapping[bytes, bytes] = MappingProxyType({}),
     ) -> tuple[int, dict[tuple[str, str], list[str]]]:
         with self._transaction() as tx:
-            generation = tx.execute(_SQL["next_generation"]).fetchone()[0]
+            generation = self._next_generation(tx)
             ids = {
                 (new.collection, new.document_id): [f"{new.document_id}#{generation}.{n}" for n in range(new.count)]
                 for new in new_chunks
@@ -237,6 +245,17 @@ class SqliteLedger:
             self._vectors.use(tx, [(n.collection, n.document_id, h) for n in new_chunks for h in n.hashes])
             self._vectors.remember(tx, fingerprint, vectors)
         return generation, ids
+
+    def _next_generation(self, tx: sqlite3.Connection) -> int:
+        generation = int(tx.execute(_SQL["next_generation"]).fetchone()[0])
+        tx.execute(_SQL["note_writing"], (generation, self._wall_clock()))
+        if generation % _WRITINGS_KEPT == 0:
+            tx.execute(_SQL["thin_writings"], (generation - _WRITINGS_KEPT,))
+        return generation
+
+    def written_at(self, chunk_id: str) -> float | None:
+        row = self._one(_SQL["written_at"], (int(chunk_id.rpartition("#")[2].partition(".")[0]),))
+        return None if row is None else float(row[0])
 
     def intents(self, agent: str) -> list[tuple[str, str]]:
         return [(row[0], row[1]) for row in self._all(_SQL["intents"], (agent, None))]

@@ -48,9 +48,7 @@ def measure(sizes: Sizes) -> list[Figure]:
                 return _figures(*_alternate(sizes.search_queries, running, dsn, client))
 
 
-def _alternate(
-    queries: int, running: RunningDaemon, dsn: str, client: httpx.Client
-) -> tuple[list[float], list[float]]:
+def _alternate(queries: int, running: RunningDaemon, dsn: str, client: httpx.Client) -> tuple[list[float], list[float]]:
     """Milliseconds of each search of an idle daemon, and of each of a busy one."""
     idle: list[float] = []
     busy: list[float] = []
@@ -59,7 +57,9 @@ def _alternate(
         idle += _search(client, short_texts(each, seed=1_000 + number))
         with _load(dsn, running, first=(number + 1) * 1_000_000):
             busy += _search(client, short_texts(each, seed=2_000 + number))
-        say(f"  round {number + 1}: {_words(idle[-each:])} idle, {_words(busy[-each:])} busy, load {load_average():.2f}")
+        say(
+            f"  round {number + 1}: {_words(idle[-each:])} idle, {_words(busy[-each:])} busy, load {load_average():.2f}"
+        )
     return idle, busy
 
 
@@ -130,6 +130,8 @@ def _words(values: Sequence[float]) -> str:
 def _figures(idle: Sequence[float], busy: Sequence[float]) -> list[Figure]:
     calm, worst = percentile(idle, 99), percentile(busy, 99)
     return [
-        Figure(measure="search p50 while indexing", unit="ms", ours=percentile(busy, 50), reference=percentile(idle, 50)),
+        Figure(
+            measure="search p50 while indexing", unit="ms", ours=percentile(busy, 50), reference=percentile(idle, 50)
+        ),
         at_most("search p99 while indexing", "ms", worst, _AIM * calm, reference=calm, why=f"{_AIM} × idle p99"),
     ]

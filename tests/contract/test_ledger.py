@@ -830,6 +830,47 @@ class TestSqliteFile:
         assert ledger.damage is not None
         ledger.close()
 
+    def test_a_file_of_the_first_version_gets_what_it_lacks(self, path: Path) -> None:
+        # Given a ledger from before writings were timed
+        ledger = SqliteLedger(path)
+        [old] = write(ledger, "old", 1)
+        ledger.close()
+        with sqlite3.connect(path) as connection:
+            connection.executescript("drop table writing; update meta set value = '1' where key = 'schema_version'")
+        connection.close()
+
+        # When it is opened today, and something is written
+        ledger = SqliteLedger(path, wall_clock=lambda: 1_000.0)
+        [new] = write(ledger, "new", 1)
+
+        # Then it holds what it held, and knows the time of what is new alone
+        assert set(ledger.manifests(C, ["old", "new"])) == {"old", "new"}
+        assert (ledger.written_at(old), ledger.written_at(new)) == (None, 1_000.0)
+        ledger.close()
+        SqliteLedger(path).close()
+
+    def test_a_file_of_the_first_version_that_lost_a_table_is_damaged_all_the_same(self, path: Path) -> None:
+        SqliteLedger(path).close()
+        with sqlite3.connect(path) as connection:
+            script = "drop table writing; drop table manifest; update meta set value = '1' where key = 'schema_version'"
+            connection.executescript(script)
+        connection.close()
+
+        with pytest.raises(IdentityMismatch, match="LEDGER_CORRUPT"):
+            SqliteLedger(path)
+
+    def test_the_time_of_old_writings_is_kept_to_the_minute(self, path: Path) -> None:
+        # Given four thousand writings, ten a minute
+        moments = (number * 6.0 for number in range(10_000))
+        ledger = SqliteLedger(path, wall_clock=lambda: next(moments))
+        ids = [f"d#{ledger.begin_write([], agent=AGENT)[0]}.0" for _ in range(4_000)]
+
+        # Then the newest are known to the moment, the oldest to the minute, and few are kept
+        assert [ledger.written_at(chunk) for chunk in ids[-1_000:]] == [n * 6.0 for n in range(3_000, 4_000)]
+        assert {n * 6.0 - (ledger.written_at(ids[n]) or 0.0) for n in range(1_000)} == {n * 6.0 for n in range(10)}
+        assert ledger._one("select count(*) from writing")[0] < 2_400
+        ledger.close()
+
     def test_a_file_of_another_version_is_refused(self, path: Path) -> None:
         SqliteLedger(path).close()
         with sqlite3.connect(path) as connection:
