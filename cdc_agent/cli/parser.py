@@ -12,6 +12,7 @@ from cdc_agent.cli import (
     check,
     dead_letters,
     demo,
+    explain,
     facts,
     migrate,
     resync,
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add(commands, "check", check.run, "say what is missing in the database, the configuration and this machine")
     run.add_options(_add(commands, "run", run.run, "run the daemon"))
     search.add_options(_add(commands, "search", search.run, "search a collection of the running daemon"))
+    explain.add_options(_add(commands, "explain", explain.run, "say why a row is, or is not, in the index"))
     _add(commands, "status", status.run, "show what the running daemon does")
     wait.add_options(_add(commands, "wait", wait.run, "wait until the index holds a commit"))
     resync.add_options(_add(commands, "resync", resync.run, "read tables again and mend what differs"))

@@ -79,6 +79,8 @@ class Daemon:
     resync: ResyncRunner
     row_reader: SqlRowReader
     rereader: SqlRowReader
+    #: The oid of each configured table, by its name.
+    roots: Mapping[str, int]
     searcher: LiveSearch
     verify: VerifyRunner
     migrations: Migrations
@@ -246,6 +248,7 @@ def build(
         resync=resync,
         row_reader=reader,
         rereader=rereader,
+        roots=roots,
         searcher=LiveSearch(indexer.targets),
         verify=verify,
         migrations=migrations,

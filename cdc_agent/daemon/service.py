@@ -13,6 +13,7 @@ from cdc_agent.daemon.build import Daemon
 from cdc_agent.daemon.consumers import Served
 from cdc_agent.daemon.mail import Mail
 from cdc_agent.errors import CdcAgentError, DaemonUnavailable, StreamError, UsageError
+from cdc_agent.explain import Explained, Explainer, Explanation
 from cdc_agent.health import Problem
 from cdc_agent.identity import STATES
 from cdc_agent.journal.base import Entry, Query
@@ -44,6 +45,16 @@ class DaemonService:
         self._started_at = time.time()
         source = daemon.config.source
         self._clock = SourceClock(source.dsn.get_secret_value(), connect_timeout_s=source.connect_timeout_s)
+        self._explainer = Explainer(
+            ledger=daemon.ledger,
+            store=daemon.store,
+            stream=daemon.stream,
+            # One row by its key: live changes that need their row again do not notice.
+            reader=daemon.rereader,
+            source_lsn=self.source_lsn,
+            reach=self._reaches,
+            problems=lambda: [f"{problem.name}: {problem.message}" for problem in self.readiness()],
+        )
 
     def search(
         self,
@@ -55,6 +66,41 @@ class DaemonService:
         within: Mapping[str, Any] | None = None,
     ) -> Sequence[SearchHit]:
         return self._daemon.searcher.search(collection, query, k, where, within=within)
+
+    def explain(self, collection: str, document: str) -> Explanation:
+        return self._explainer.explain(self._explained(collection), document)
+
+    def _explained(self, collection: str) -> Explained:
+        live = {s.generation.collection: s for s in self._daemon.indexer.served if s.generation.state == "live"}
+        if collection not in live:
+            names = ", ".join(sorted(live)) or "none"
+            raise UsageError(f"there is no collection {collection!r}", hint=f"collections here: {names}")
+        served = live[collection]
+        return Explained(
+            generation=served.generation,
+            collection=served.collection,
+            model=served.embedder.model,
+            watermark=self._daemon.indexer.watermark_of(served),
+            tables=frozenset({self._daemon.roots[served.collection.table]}),
+        )
+
+    def collections(self) -> Sequence[Mapping[str, Any]]:
+        live = [s for s in self._daemon.indexer.served if s.generation.state == "live"]
+        return [
+            {
+                "name": served.generation.collection,
+                "table": served.collection.table,
+                "metadata": list(served.collection.spec.metadata),
+            }
+            for served in sorted(live, key=lambda s: s.generation.collection)
+        ]
+
+    def _reaches(self, lsn: Lsn, timeout_s: float) -> bool:
+        try:
+            self.wait(lsn, timeout_s)
+        except TimeoutError:
+            return False
+        return True
 
     def wait(self, lsn: Lsn, timeout_s: float) -> Lsn:
         watermark = self._daemon.indexer.watermark

@@ -11,11 +11,12 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from cdc_agent.cloudevents import to_cloudevent
+from cdc_agent.explain import Explanation
 from cdc_agent.journal.base import Entry
 from cdc_agent.ledger.base import DeadLetter, Resync
 from cdc_agent.search import SearchHit
 
-__all__ = ["ApiError", "error_response", "json_dead_letter", "json_fact", "json_hit", "json_resync"]
+__all__ = ["ApiError", "error_response", "json_dead_letter", "json_explanation", "json_fact", "json_hit", "json_resync"]
 
 
 class ApiError(Exception):
@@ -39,6 +40,11 @@ def json_hit(hit: SearchHit) -> dict[str, Any]:
     fields = asdict(hit)
     fields["metadata"] = {key: _number_or_none(value) for key, value in hit.metadata.items()}
     return fields
+
+
+def json_explanation(explanation: Explanation) -> dict[str, Any]:
+    facts: dict[str, Any] = _finite(explanation.as_json())
+    return facts
 
 
 def json_dead_letter(letter: DeadLetter) -> dict[str, Any]:
@@ -87,6 +93,15 @@ def json_resync(resync: Resync, rate: float | None = None) -> dict[str, Any]:
 
 def _iso(seconds: float | None) -> str | None:
     return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="milliseconds")
+
+
+def _finite(value: Any) -> Any:
+    """The same with no number that JSON does not have, at any depth."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return _number_or_none(value)
 
 
 def _number_or_none(value: Any) -> Any:

@@ -28,7 +28,15 @@ from cdc_agent.lsn import Lsn
 from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.verify.report import Wanted
 from cdc_agent.web.access import ANYBODY, OPEN, AccessControl, Door, grant_of, only_doors
-from cdc_agent.web.answers import ApiError, error_response, json_dead_letter, json_fact, json_hit, json_resync
+from cdc_agent.web.answers import (
+    ApiError,
+    error_response,
+    json_dead_letter,
+    json_explanation,
+    json_fact,
+    json_hit,
+    json_resync,
+)
 from cdc_agent.web.requests import (
     FactsRequest,
     LetterListRequest,
@@ -100,6 +108,8 @@ class _Routes:
     def table(self) -> list[Door]:
         return [
             Door("/search", self.search, methods=["POST"], scopes={"search"}),
+            Door("/collections", self.collections, methods=["GET"], scopes={"search"}),
+            Door("/documents/{collection}/{document:path}", self.document, methods=["GET"], scopes={"search"}),
             Door("/wait", self.wait, methods=["GET"], scopes={"search", "admin"}),
             Door("/healthz", self.healthz, methods=["GET"], scopes=OPEN),
             Door("/readyz", self.readyz, methods=["GET"], scopes=ANYBODY),
@@ -139,6 +149,15 @@ class _Routes:
         where = wanted.where or None
         hits = self._service.search(wanted.collection, wanted.query, k=wanted.k, where=where, within=within)
         return {**fresh, "hits": [json_hit(hit) for hit in hits]}
+
+    async def collections(self, request: Request) -> Response:  # noqa: ARG002
+        return JSONResponse({"collections": list(await self._operations.run(self._service.collections))})
+
+    async def document(self, request: Request) -> Response:
+        collection: str = request.path_params["collection"]
+        document: str = request.path_params["document"]
+        explanation = await self._operations.run(lambda: self._service.explain(collection, document))
+        return JSONResponse(json_explanation(explanation))
 
     def _freshness(self, applied_lsn: Lsn) -> dict[str, Any]:
         return {"applied_lsn": str(applied_lsn), "lag_s": self._service.lag_s()}

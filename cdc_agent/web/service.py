@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cdc_agent.explain import Explanation
 from cdc_agent.health import Problem
 from cdc_agent.journal.base import Entry, Query
 from cdc_agent.ledger.base import DeadLetter, Resync
@@ -54,6 +55,14 @@ class Service(Protocol):
     ) -> Sequence[SearchHit]:
         """``within`` is what the sender may see at all, ``where`` what is wanted of it. Raises ``NotPermitted`` when
         the collection cannot be parted."""
+        ...
+
+    def explain(self, collection: str, document: str) -> Explanation:
+        """Why a document is, or is not, in the index. Answers within some seconds."""
+        ...
+
+    def collections(self) -> Sequence[Mapping[str, Any]]:
+        """What can be searched, JSON-ready: names, tables, and the metadata columns that conditions may name."""
         ...
 
     def wait(self, lsn: Lsn, timeout_s: float) -> Lsn:

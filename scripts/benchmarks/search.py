@@ -2,8 +2,8 @@
 
 Real model, Chroma's server, ``POST /search`` over one open connection, five questions a second, no two the same: none
 is answered from the memory of questions. Under load somebody commits documents ahead of the indexer all the time, so it
-embeds and writes without a pause; how busy the model was is printed. The two alternate in rounds, so a machine that changes
-its mood changes it for both.
+embeds and writes without a pause; how busy the model was is printed. The two alternate in rounds, so a machine that
+changes its mood changes it for both.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _search(client: httpx.Client, queries: Sequence[str]) -> list[float]:
 
 @contextmanager
 def _load(dsn: str, running: RunningDaemon, first: int) -> Iterator[None]:
-    """Documents that nobody has seen yet are committed ahead of the indexer until the block ends, then it catches up."""
+    """New documents are committed ahead of the indexer until the block ends, then it catches up."""
     over = threading.Event()
     began, embedding = time.perf_counter(), running.metric("cdc_agent_embed_batch_seconds_sum")
 

@@ -20,7 +20,7 @@ FLOORS = [
     {"source", "stream", "embedding", "vectorstore", "ledger", "journal"},  # 1 ends: one outside system each
     {"agents", "sagas", "webhooks"},  # 2 reactions
     {  # 3 loops
-        *("capture", "resync", "resync_order", "signals", "verify", "migrate", "search", "grants"),
+        *("capture", "resync", "resync_order", "signals", "verify", "explain", "migrate", "search", "grants"),
         *("identity", "marker", "storekeeper", "tables"),
     },
     {"config", "daemon", "web", "client", "integrations", "cli", "demo"},  # 4 process

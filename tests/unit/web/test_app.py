@@ -23,6 +23,8 @@ from cdc_agent.errors import (
     WebhookRefused,
 )
 from cdc_agent.events import Event
+from cdc_agent.explain import Explanation, State, Verdict
+from cdc_agent.explain.facts import GenerationFacts, Progress, RowFacts
 from cdc_agent.journal.base import Entry, Query
 from cdc_agent.ledger.base import DeadLetter, Resync
 from cdc_agent.lsn import Lsn, Version
@@ -56,6 +58,22 @@ LETTER = DeadLetter(
     error="column is bytea",
     attempts=3,
     parked_at=1_767_323_045.0,
+)
+EXPLANATION = Explanation(
+    collection="articles",
+    document_id="public.articles:1",
+    table="public.articles",
+    key=("1",),
+    verdict=Verdict(state=State.FILTERED, in_index=False, sentence="It does not belong in it."),
+    where="published",
+    row=RowFacts(exists=True, matches=False, metadata={"ratio": float("nan")}),
+    index=None,
+    generation=GenerationFacts(number=1, physical="articles", model="m", fingerprint="f", created_at=""),
+    dead_letter=None,
+    pending=[],
+    progress=Progress(applied_lsn="0/1", captured_lsn="0/2", source_lsn=None, waiting=0, examined=0),
+    resyncs=[],
+    differences=[],
 )
 RESYNC = Resync(id=1, table="public.articles", collections=("articles",), rows_done=5, rows_estimated=9)
 TOKEN = "a-token-of-enough-characters"
@@ -97,6 +115,13 @@ class FakeService:
             self.held.release()
             self.hold.wait(20)
         return [HIT]
+
+    def explain(self, collection: str, document: str) -> Explanation:
+        self.calls.append(("explain", collection, document))
+        return EXPLANATION
+
+    def collections(self) -> Sequence[Mapping[str, Any]]:
+        return [{"name": "articles", "table": "public.articles", "metadata": ["lang"]}]
 
     def wait(self, lsn: Lsn, timeout_s: float) -> Lsn:
         self.calls.append(("wait", lsn))
@@ -723,3 +748,24 @@ def _ignore_errors(url: str) -> None:
         httpx.get(url, timeout=60)
     except httpx.HTTPError:
         pass
+
+
+@pytest.mark.parametrize("path", ["/documents/articles/public.articles%3A1", "/documents/articles/a%2Fb%252Cc"])
+def test_a_document_is_named_by_any_id(service: FakeService, client: httpx.Client, path: str) -> None:
+    answer = client.get(path)
+
+    assert answer.status_code == 200
+    assert service.calls == [("explain", "articles", "public.articles:1" if "public" in path else "a/b%2Cc")]
+    assert answer.json()["verdict"] == {
+        "state": "filtered",
+        "in_index": False,
+        "sentence": "It does not belong in it.",
+        "remedy": "",
+    }
+    assert answer.json()["row"]["metadata"] == {"ratio": None}
+
+
+def test_collections_say_what_conditions_may_name(client: httpx.Client) -> None:
+    answer = client.get("/collections")
+
+    assert answer.json() == {"collections": [{"name": "articles", "table": "public.articles", "metadata": ["lang"]}]}
