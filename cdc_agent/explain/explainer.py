@@ -174,8 +174,10 @@ class Explainer:
             return None, exc.message
 
     def _letter(self, name: str, found: str) -> DeadLetter | None:
-        letters = (letter for letter in self._ledger.dead_letters() if letter.document_id == found)
-        return next((letter for letter in letters if letter.collection == name), None)
+        if not self._ledger.parked(name, [found]):
+            return None
+        letters = self._ledger.dead_letters(collection=name)
+        return next((letter for letter in letters if letter.document_id == found), None)
 
     def _asked(self, question: Callable[[], Lsn]) -> Lsn | None:
         try:
