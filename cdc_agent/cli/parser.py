@@ -13,7 +13,10 @@ from cdc_agent.cli import (
     dead_letters,
     demo,
     explain,
+<<<<<<< HEAD
     facts,
+=======
+>>>>>>> 55069bb (Show a tenant explanations of its own documents alone)
     migrate,
     resync,
     run,

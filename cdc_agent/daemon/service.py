@@ -67,8 +67,8 @@ class DaemonService:
     ) -> Sequence[SearchHit]:
         return self._daemon.searcher.search(collection, query, k, where, within=within)
 
-    def explain(self, collection: str, document: str) -> Explanation:
-        return self._explainer.explain(self._explained(collection), document)
+    def explain(self, collection: str, document: str, *, within: Mapping[str, Any] | None = None) -> Explanation | None:
+        return self._explainer.explain(self._explained(collection), document, within=within)
 
     def _explained(self, collection: str) -> Explained:
         live = {s.generation.collection: s for s in self._daemon.indexer.served if s.generation.state == "live"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cdc_agent.agents.folding import key_of
 from cdc_agent.agents.planning import Collection as IndexedCollection
@@ -30,6 +31,7 @@ from cdc_agent.explain.facts import (
 )
 from cdc_agent.explain.verdict import Evidence, State, judge
 from cdc_agent.explain.waiting import Waiting, waiting
+from cdc_agent.grants import check_columns, permits
 from cdc_agent.ledger.base import DeadLetter, Generation, Ledger, Manifest, Resync
 from cdc_agent.lsn import Lsn
 from cdc_agent.stream.base import Stream
@@ -103,19 +105,27 @@ class Explainer:
         self._reach = reach
         self._problems = problems
 
-    def explain(self, explained: Explained, document: str) -> Explanation:
-        """``document`` is a document's id, or what follows the table in it: the key.
+    def explain(
+        self, explained: Explained, document: str, *, within: Mapping[str, Any] | None = None
+    ) -> Explanation | None:
+        """``document`` is a document's id, or what follows the table in it: the key. None for one that ``within`` (see
+        ``grants``) does not show, and for one that has nothing in the index that would tell.
 
-        Raises ``UsageError`` for what cannot be a key of the table.
+        Raises ``UsageError`` for what cannot be a key of the table, ``NotPermitted`` where nobody can tell.
         """
+        if within is not None:
+            check_columns(within, explained.collection.spec.metadata)
         first = self._look(explained, document)
         explanation = self._explanation(explained, first, steady=True)
+        if not _permitted(explanation, within):
+            return None
         if explanation.verdict.state not in _LOOK_AGAIN:
             return explanation
         if first.source_lsn is not None:
             self._reach(first.source_lsn, _PATIENCE_S)
         second = self._look(explained, document)
-        return self._explanation(explained, second, steady=first.content == second.content)
+        explanation = self._explanation(explained, second, steady=first.content == second.content)
+        return explanation if _permitted(explanation, within) else None
 
     # -- one look ---------------------------------------------------------------------------------------------
 
@@ -278,6 +288,16 @@ class Explainer:
             commit_ts=str(ts) if ts is not None else None,
             written_at=_iso(self._ledger.written_at(chunk_id)),
         )
+
+
+def _permitted(explanation: Explanation, within: Mapping[str, Any] | None) -> bool:
+    """Whether all that anybody knows of the document is the asker's: its chunks, and the row as it is now."""
+    if within is None:
+        return True
+    index, row = explanation.index, explanation.row
+    if index is None or index.metadata is None:
+        return False
+    return permits(within, index.metadata) and (row.metadata is None or permits(within, row.metadata))
 
 
 def _row_facts(collection: IndexedCollection, row: Row) -> RowFacts:

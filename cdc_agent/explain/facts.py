@@ -140,8 +140,3 @@ class Explanation:
         facts["verdict"]["state"] = str(self.verdict.state)
         facts["differences"] = [{"kind": str(d.kind), "chunk": d.chunk_id, "what": d.what} for d in self.differences]
         return facts
-
-    def metadata(self) -> list[Mapping[str, Any]]:
-        """The document's metadata as far as anybody has it: what is indexed, and what the row would be indexed with."""
-        indexed = self.index.metadata if self.index is not None else None
-        return [known for known in (indexed, self.row.metadata) if known is not None]

@@ -156,7 +156,10 @@ class _Routes:
     async def document(self, request: Request) -> Response:
         collection: str = request.path_params["collection"]
         document: str = request.path_params["document"]
-        explanation = await self._operations.run(lambda: self._service.explain(collection, document))
+        within = grant_of(request).where
+        explanation = await self._operations.run(lambda: self._service.explain(collection, document, within=within))
+        if explanation is None:
+            raise ApiError(404, f"there is no document {document!r} that this token may see", "hits carry their ids")
         return JSONResponse(json_explanation(explanation))
 
     def _freshness(self, applied_lsn: Lsn) -> dict[str, Any]:

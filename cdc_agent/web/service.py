@@ -57,8 +57,9 @@ class Service(Protocol):
         the collection cannot be parted."""
         ...
 
-    def explain(self, collection: str, document: str) -> Explanation:
-        """Why a document is, or is not, in the index. Answers within some seconds."""
+    def explain(self, collection: str, document: str, *, within: Mapping[str, Any] | None = None) -> Explanation | None:
+        """Why a document is, or is not, in the index. Answers within some seconds. None when ``within`` does not let
+        its asker see it, or there is nothing to tell whose it is."""
         ...
 
     def collections(self) -> Sequence[Mapping[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import chromadb
+import httpx
 import pytest
 
 from cdc_agent.cli import main
@@ -175,3 +177,34 @@ def test_a_store_that_is_away_leaves_what_the_ledger_says(pg: Database, new_daem
         assert facts["index"]["chunks"][0]["present"] is None
     finally:
         os.kill(chroma, signal.SIGCONT)
+
+
+def test_a_tenant_is_told_of_its_own_documents_alone(pg: Database, new_daemon: NewDaemon, tmp_path: Path) -> None:
+    # Given documents of two tenants, and a token that sees one of them
+    pg.execute("create table articles (id int primary key, body text, lang text, published bool)")
+    pg.execute("insert into articles values (1, 'ours', 'en', true), (2, 'theirs', 'de', true), (3, 'x', 'en', false)")
+    token = "a-token-that-is-long-enough"
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"- {{name: tenant, token: {token}, scopes: [search], where: {{lang: en}}}}\n")
+    daemon = new_daemon(pg, collections=[ARTICLES], http={"tokens_file": str(tokens)})
+    daemon.start(ready=False)
+
+    def ask(path: str) -> httpx.Response:
+        return httpx.get(daemon.url + path, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+
+    def found() -> bool:
+        try:
+            return ask("/documents/articles/1").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    until(found, 60.0, "the first copy")
+
+    # Then another's, one that is in no index, and one that does not exist are told apart by nothing
+    answers = [ask(f"/documents/articles/{key}") for key in (2, 3, 99)]
+    assert [answer.status_code for answer in answers] == [404, 404, 404]
+    assert {re.sub(r"'\d+'", "", answer.text) for answer in answers} == {answers[0].text.replace("'2'", "")}
+
+    # When one of its own becomes another's, then it is not shown any more, be the index behind or not
+    pg.execute("update articles set lang = 'de' where id = 1")
+    assert ask("/documents/articles/1").status_code == 404

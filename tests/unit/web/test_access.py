@@ -30,6 +30,8 @@ TABLE = {
     ("GET", "/readyz"): ANYBODY,
     ("GET", "/whoami"): ANYBODY,
     ("POST", "/search"): SEARCH,
+    ("GET", "/collections"): SEARCH,
+    ("GET", "/documents/{collection}/{document:path}"): SEARCH,
     ("GET", "/wait"): SEARCH | {"admin": "ok"},
     ("GET", "/metrics"): METRICS,
     ("GET", "/status"): METRICS | {"admin": "ok"},

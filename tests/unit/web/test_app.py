@@ -116,9 +116,9 @@ class FakeService:
             self.hold.wait(20)
         return [HIT]
 
-    def explain(self, collection: str, document: str) -> Explanation:
+    def explain(self, collection: str, document: str, *, within: Mapping[str, Any] | None = None) -> Explanation | None:
         self.calls.append(("explain", collection, document))
-        return EXPLANATION
+        return EXPLANATION if within is None else None
 
     def collections(self) -> Sequence[Mapping[str, Any]]:
         return [{"name": "articles", "table": "public.articles", "metadata": ["lang"]}]
