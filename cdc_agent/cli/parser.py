@@ -13,10 +13,7 @@ from cdc_agent.cli import (
     dead_letters,
     demo,
     explain,
-<<<<<<< HEAD
     facts,
-=======
->>>>>>> 55069bb (Show a tenant explanations of its own documents alone)
     migrate,
     resync,
     run,
