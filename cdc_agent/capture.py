@@ -252,6 +252,8 @@ class Capture:
         hit("before_append")
         position = self._retrier.until_done("stream", lambda: self._append_or_raise(expanded), (StreamFull,))
         hit("after_append")
+        if expanded[-1].end_lsn is None:
+            hit("mid_tx")
         if any(tx.resync_id for tx in expanded):
             hit("resync_after_append")
         self._durable = position.captured_lsn

@@ -195,6 +195,7 @@ class _Running:
         except CdcAgentError as exc:
             log.error("reload refused, going on as before error=%s", exc.message)
         else:
+            failpoints.hit("hup_swap")
             logs.configure(fresh.log)
             left = _needs_restart(self._config, fresh)
             if left:

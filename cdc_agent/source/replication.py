@@ -20,6 +20,7 @@ from psycopg import pq, sql
 
 from cdc_agent.errors import SourceError, SourceUnavailable
 from cdc_agent.events import Transaction
+from cdc_agent.failpoints import hit
 from cdc_agent.lsn import Lsn
 from cdc_agent.source.base import Decoder
 from cdc_agent.source.connection import classify, connect, error_of_result
@@ -332,12 +333,17 @@ class ReplicationFeed:
         now_us = time.time_ns() // 1000 - PG_EPOCH_US
         written = max(self.received_lsn, self._flushed_lsn)
         flushed = self._flushed_lsn
+        advances = flushed > self._reported_lsn
+        if advances:
+            hit("before_ack")
         try:
             pgconn = self._opened().pgconn
             pgconn.put_copy_data(_STATUS.pack(b"r", written, flushed, flushed, now_us, reply))
             self._flush(pgconn)
         except psycopg.Error as exc:
             raise classify(exc) from exc
+        if advances:
+            hit("after_ack")
         self._reported_lsn = flushed
         self._last_status = self._clock()
 

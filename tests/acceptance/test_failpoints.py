@@ -1,4 +1,7 @@
-"""Killed at every named place, with writes before, during and after: what is in the index is what is in the table."""
+"""Killed at every named place, with writes before, during and after: what is in the index is what is in the table.
+
+Every place, with both plugins, with the store in a process of its own and inside of the one that dies.
+"""
 
 from __future__ import annotations
 
@@ -73,21 +76,17 @@ CASES = (
     Case("before_gc", "live_changes"),
     Case("mid_gc", "live_changes", 2),
     Case("after_gc", "live_changes", 2),
+    Case("before_ack", "live_changes"),
+    Case("after_ack", "live_changes"),
     # The rest.
+    Case("mid_tx", "a_large_transaction"),
     Case("idle_advance", "idling"),
     # The first copies have seven marks and two ends.
     Case("resync_after_mark", "resync", 9),
     Case("resync_done", "resync", 3),
     Case("dead_letter", "parking"),
+    Case("hup_swap", "reloading"),
     Case("drain", "stopping"),
-)
-#: Where the store is written, once more with the store inside of the process that dies.
-EMBEDDED = tuple(
-    case
-    for case in CASES
-    if case.doing == "live_changes"
-    and case.name
-    in ("after_intent", "mid_upsert", "after_upsert", "after_metadata", "before_flip", "after_flip", "mid_gc")
 )
 
 
@@ -96,22 +95,13 @@ def test_every_failpoint_has_a_case() -> None:
     assert {case.name for case in CASES} == {name for name in NAMES if not name.startswith(("mending_", "migrate_"))}
 
 
-@pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.postgres(versions=[15], plugin="all")
+@pytest.mark.parametrize("mode", ["managed", "embedded"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_nothing_is_lost_doubled_or_stale_after_a_death(pg: Database, new_daemon: NewDaemon, case: Case) -> None:
-    die_and_come_back(pg, new_daemon, case, mode="managed")
-
-
-@pytest.mark.slow
-@pytest.mark.chaos
-@pytest.mark.parametrize("case", EMBEDDED, ids=str)
-def test_an_embedded_store_that_dies_with_us_is_right_again(pg: Database, new_daemon: NewDaemon, case: Case) -> None:
-    die_and_come_back(pg, new_daemon, case, mode="embedded")
-
-
-def die_and_come_back(pg: Database, new_daemon: NewDaemon, case: Case, *, mode: str) -> None:
+def test_nothing_is_lost_doubled_or_stale_after_a_death(
+    pg: Database, new_daemon: NewDaemon, case: Case, mode: str
+) -> None:
     # Given tables, and a daemon that is to die at the failpoint.
     create_tables(pg, rows=40 if case.doing in ("first_copy", "resync") else 0)
     daemon = new_daemon(pg, collections=[DOCS, OTHERS], vectorstore={"mode": mode}, resync={"rows_per_chunk": 10})
@@ -134,8 +124,8 @@ def die_and_come_back(pg: Database, new_daemon: NewDaemon, case: Case, *, mode: 
 
 
 def create_tables(pg: Database, rows: int) -> None:
-    pg.execute("create table docs (id int primary key, title text, body text, n int)")
-    pg.execute("alter table docs alter body set storage external")
+    pg.execute("create table docs (id int primary key, title text, body text, n int, noise text)")
+    pg.execute("alter table docs alter body set storage external, alter noise set storage external")
     pg.execute("create table others (id int primary key, body text)")
     pg.execute(
         "insert into docs select i, 'title ' || i, string_agg('first' || i || 'x' || j, ' '), i "
@@ -148,7 +138,7 @@ class Changes:
     """A seeded load: inserts, updates of text, of metadata, beside long values, moves, deletes, truncates."""
 
     def __init__(self, pg: Database, seed: str) -> None:
-        self._pg = pg
+        self._connection = pg.connect(autocommit=False)
         self._rng = random.Random(seed)
         self._numbers = itertools.count(1)
         self.written = 0
@@ -159,13 +149,12 @@ class Changes:
 
     def one(self) -> None:
         """One transaction of one to three statements; what Postgres refuses is rolled back."""
-        with psycopg.connect(self._pg.dsn) as connection:
-            try:
-                for _ in range(self._rng.randrange(1, 4)):
-                    connection.execute(*self._statement())  # type: ignore[call-overload]
-                connection.commit()
-            except psycopg.errors.UniqueViolation:
-                connection.rollback()
+        try:
+            for _ in range(self._rng.randrange(1, 4)):
+                self._connection.execute(*self._statement())  # type: ignore[call-overload]
+            self._connection.commit()
+        except psycopg.errors.UniqueViolation:
+            self._connection.rollback()
         self.written += 1
 
     def _statement(self) -> tuple[str, list[object]]:
@@ -203,6 +192,16 @@ def live_changes(daemon: DaemonProcess, pg: Database, changes: Changes) -> None:
     until(lambda: not daemon.running or changes.one(), 30.0, "the daemon to die")
 
 
+def a_large_transaction(daemon: DaemonProcess, pg: Database, changes: Changes) -> None:
+    """It comes in parts of a megabyte, and is much longer than what is taken from the socket at a time."""
+    until(lambda: daemon.problems() == [], 60.0, "the daemon to be ready")
+    changes.write(30)
+    noise = "update docs set n = n + 1, noise = repeat(md5(random()::text || id), 1000)"
+    with psycopg.connect(pg.dsn) as connection:
+        for _ in range(25):
+            connection.execute(noise)
+
+
 def idling(daemon: DaemonProcess, pg: Database, changes: Changes) -> None:
     """Others write where we do not look, and somebody waits for the watermark."""
     pg.execute("create table bystanders (id int)")
@@ -233,6 +232,12 @@ def parking(daemon: DaemonProcess, pg: Database, changes: Changes) -> None:
     pg.execute("update docs set n = -1")
 
 
+def reloading(daemon: DaemonProcess, pg: Database, changes: Changes) -> None:
+    until(lambda: daemon.problems() == [], 60.0, "the daemon to be ready")
+    changes.write(40)
+    daemon.signal(signal.SIGHUP)
+
+
 def stopping(daemon: DaemonProcess, pg: Database, changes: Changes) -> None:
     until(lambda: daemon.problems() == [], 60.0, "the daemon to be ready")
     changes.write(40)
@@ -242,9 +247,11 @@ def stopping(daemon: DaemonProcess, pg: Database, changes: Changes) -> None:
 DOINGS: dict[str, Callable[[DaemonProcess, Database, Changes], None]] = {
     "first_copy": first_copy,
     "live_changes": live_changes,
+    "a_large_transaction": a_large_transaction,
     "idling": idling,
     "resync": resync,
     "parking": parking,
+    "reloading": reloading,
     "stopping": stopping,
 }
 
