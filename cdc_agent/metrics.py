@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-__all__ = ["CONTENT_TYPE", "REGISTRY", "render"]
+__all__ = ["CONTENT_TYPE", "REGISTRY", "render", "total"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 #: Only ours: no process or garbage collector metrics of the client library, and nothing global.
@@ -85,6 +85,12 @@ WEBHOOKS = _counter("webhooks", "Webhook deliveries, by sender and what became o
 
 # Identity.
 MISMATCH = _gauge("mismatch", "1 while source, stream, ledger and store do not belong together, by state.", "state")
+
+
+def total(counter: Counter) -> int:
+    """What a counter has come to since the process began, over all its labels."""
+    samples = (sample for family in counter.collect() for sample in family.samples)
+    return int(sum(sample.value for sample in samples if sample.name.endswith("_total")))
 
 
 def render() -> bytes:

@@ -22,6 +22,7 @@ from cdc_agent.agents.backlog import Backlog
 from cdc_agent.agents.batch import BatchFolder, Folded, Step, split
 from cdc_agent.agents.folding import Pending
 from cdc_agent.agents.inflight import InFlight
+from cdc_agent.agents.journal import Journal
 from cdc_agent.agents.pacing import Deferred, Pacer
 from cdc_agent.agents.parking import dead_letter, still_indexed
 from cdc_agent.agents.planning import Collection, Plan, needs_row, plan
@@ -92,12 +93,14 @@ class Indexer:
         writer_retrier: Retrier,
         stop: threading.Event,
         mender: Mender | None = None,
+        journal: Journal | None = None,
         agent: str = AGENT,
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agent = agent
         self._mender = mender
+        self._journal = journal or Journal(clock=wall_clock)
         self._suspects: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stream = stream
         self._ledger = ledger
@@ -108,7 +111,6 @@ class Indexer:
         self._planner_retrier = planner_retrier
         self._writer_retrier = writer_retrier
         self._stop = stop
-        self._wall_clock = wall_clock
         self._in_flight = InFlight()
         self._clock = clock
         self._next_sweep = 0.0
@@ -453,11 +455,7 @@ class Indexer:
             self._writer_retrier.until_done(
                 "stream", lambda: self._stream.release(self._agent, checkpoint.offset), (StreamFull,)
             )
-        now = self._wall_clock()
-        for made in prepared.plans:
-            if made.pending.touched and not made.pending.from_resync:
-                age = now - made.pending.first_commit_ts_us / 1_000_000
-                metrics.FRESHNESS_SECONDS.observe(max(0.0, age))
+        self._journal.found(prepared.plans)
         for letter in prepared.letters:
             metrics.DEAD_LETTERED.labels(reason=letter.reason).inc()
         if prepared.letters:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cdc_agent.agents.indexer import Indexer
+from cdc_agent.agents.journal import Journal
 from cdc_agent.agents.vectors import Vectorizer
 from cdc_agent.agents.writing import IndexWriter
 from cdc_agent.capture import Capture
@@ -17,6 +18,7 @@ from cdc_agent.daemon.generations import Embedders, Planned, planned, remembered
 from cdc_agent.daemon.mail import Mail, open_mail
 from cdc_agent.daemon.migrations import Migrations, complete_drops, leave_unconfigured, settle_all
 from cdc_agent.daemon.models import build_embedder, collection_of
+from cdc_agent.daemon.slot_watch import SlotWatch
 from cdc_agent.daemon.sources import (
     known_oids,
     nothing_hidden,
@@ -74,8 +76,10 @@ class Daemon:
     capture: Capture
     guard: SourceGuard
     shapes: TableGuard
+    slot_watch: SlotWatch
     store_watch: StoreWatch
     indexer: Consumers
+    journal: Journal
     resync: ResyncRunner
     row_reader: SqlRowReader
     rereader: SqlRowReader
@@ -149,7 +153,8 @@ def build(
         dict(roots),
         connect_timeout_s=config.source.connect_timeout_s,
     )
-    make = _indexers(config, stream, ledger, store, rereader, roots, keeper)
+    journal = Journal()
+    make = _indexers(config, stream, ledger, store, rereader, roots, keeper, journal)
     indexer = Consumers(make=make, ledger=ledger, stream=stream)
     guard = source_guard(
         config,
@@ -243,8 +248,10 @@ def build(
         capture=capture,
         guard=guard,
         shapes=shapes,
+        slot_watch=SlotWatch(dsn, config.source.slot_name, heard=lambda: feed.received_lsn),
         store_watch=store_watch(config, keeper, indexer, chroma, files, health, stop),
         indexer=indexer,
+        journal=journal,
         resync=resync,
         row_reader=reader,
         rereader=rereader,
@@ -309,6 +316,7 @@ def _indexers(
     reader: SqlRowReader,
     roots: Mapping[str, int],
     keeper: StoreGuard,
+    journal: Journal,
 ) -> MakeIndexer:
 
     def make(agent: str, served: Sequence[Served], stop: threading.Event, health: Health) -> Indexer:
@@ -342,6 +350,7 @@ def _indexers(
             writer_retrier=_retrier(config, stop, health),
             stop=stop,
             mender=keeper,
+            journal=journal,
             agent=agent,
         )
 

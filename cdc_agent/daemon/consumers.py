@@ -28,7 +28,7 @@ from cdc_agent.lsn import Lsn
 from cdc_agent.migrate.serving import Target
 from cdc_agent.stream.base import Stream
 
-__all__ = ["STOPPED", "Consumers", "MakeIndexer", "Served", "StillBusy", "resync_targets"]
+__all__ = ["STOPPED", "AgentState", "Consumers", "MakeIndexer", "Served", "StillBusy", "resync_targets"]
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,18 @@ class Served:
 
 #: Wires the indexer of one agent over its generations; the event stops it, health hears of its troubles.
 MakeIndexer = Callable[[str, Sequence[Served], threading.Event, Health], Indexer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentState:
+    """How far one agent is. ``state``: ``live`` (answers searches), ``building`` or ``failed``."""
+
+    name: str
+    state: str
+    collections: tuple[str, ...]
+    offset: int
+    applied_lsn: Lsn
+    problems: tuple[Problem, ...]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -293,6 +305,22 @@ class Consumers:
     def problems_of(self, served: Served) -> list[Problem]:
         with self._lock:
             return list(self._agents[served.generation.agent].health.problems())
+
+    def states(self) -> list[AgentState]:
+        """Every agent, by name."""
+        with self._lock:
+            agents = sorted(self._agents.values(), key=lambda agent: agent.name)
+            return [
+                AgentState(
+                    name=agent.name,
+                    state="failed" if agent.failed else "live" if agent.live else "building",
+                    collections=tuple(agent.served),
+                    offset=agent.indexer.watermark.offset,
+                    applied_lsn=agent.indexer.watermark.applied_lsn,
+                    problems=tuple(agent.health.problems()),
+                )
+                for agent in agents
+            ]
 
     def _live_watermarks(self) -> list[Watermark]:
         with self._lock:

@@ -18,6 +18,7 @@ from cdc_agent.config import Config
 from cdc_agent.daemon import logs
 from cdc_agent.daemon.build import Daemon, build
 from cdc_agent.daemon.errand import Errand
+from cdc_agent.daemon.live import LiveFacts
 from cdc_agent.daemon.lock import hold_state, try_state
 from cdc_agent.daemon.notify import be_patient, notify, notify_ready
 from cdc_agent.daemon.service import DaemonService
@@ -140,7 +141,7 @@ class _Running:
         self.abandoned = False
         self._service = DaemonService(daemon)
         self._tokens = Tokens.load(self._config.http.tokens_file)
-        app = create_app(self._service, tokens=self._tokens)
+        app = create_app(self._service, tokens=self._tokens, live=LiveFacts(daemon, self._service))
         self._http = HttpServer(app, host=self._config.http.host, port=self._config.http.port)
 
     def until_stopped(self) -> None:

@@ -21,7 +21,6 @@ from cdc_agent.ledger.base import DeadLetter, Resync
 from cdc_agent.lsn import Lsn
 from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.search import SearchHit
-from cdc_agent.source import slot
 from cdc_agent.source.clock import SourceClock
 from cdc_agent.verify.report import Report, Wanted
 from cdc_agent.web.answers import json_resync
@@ -34,6 +33,8 @@ __all__ = ["DaemonService"]
 _ASK_INTERVAL_S = 0.25
 #: Dead letters whose rows are read again by one resync.
 _REPLAYED_AT_ONCE = 1_000
+#: How old what a scrape says of our slot may be.
+_SCRAPED_SLOT_S = 30.0
 _MOVED = {"pause": "paused", "resume": "resumed", "cancel": "cancelled"}
 
 
@@ -42,7 +43,7 @@ class DaemonService:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._started_at = time.time()
+        self.started_at = time.time()
         source = daemon.config.source
         self._clock = SourceClock(source.dsn.get_secret_value(), connect_timeout_s=source.connect_timeout_s)
         self._explainer = Explainer(
@@ -158,7 +159,7 @@ class DaemonService:
         captured = daemon.stream.position().captured_lsn
         return {
             "version": cdc_agent.__version__,
-            "uptime_s": round(time.time() - self._started_at, 1),
+            "uptime_s": round(time.time() - self.started_at, 1),
             "streaming": daemon.capture.streaming.is_set(),
             "problems": [{"name": p.name, "message": p.message, "hint": p.hint} for p in self.readiness()],
             "captured_lsn": str(captured),
@@ -169,23 +170,17 @@ class DaemonService:
                 "head_offset": daemon.stream.head_offset(),
                 "applied_offset": watermark.offset,
             },
-            "slot": self._slot(),
+            "slot": self.slot(),
             "collections": [self._collection(s) for s in daemon.indexer.served if s.generation.state == "live"],
             "dead_letters": sum(daemon.ledger.dead_letter_counts().values()),
             "resyncs": [json_resync(r, self.resync_rate(r.id)) for r in daemon.ledger.resyncs() if r.open],
         }
 
-    def _slot(self) -> dict[str, Any] | None:
-        source = self._daemon.config.source
-        try:
-            found = slot.describe(source.dsn.get_secret_value(), source.slot_name)
-        except CdcAgentError:
-            # The problem list says already that the source is away.
-            return None
+    def slot(self, *, max_age_s: float = 0.0) -> dict[str, Any] | None:
+        """The slot, JSON-ready, as it was at most so long ago (see ``SlotWatch``); None when nobody can tell."""
+        found = self._daemon.slot_watch.look(max_age_s)
         if found is None:
             return None
-        metrics.SLOT_RETAINED_BYTES.set(found.retained_bytes or 0)
-        metrics.REPLICATION_LAG_BYTES.set(found.lag_bytes or 0)
         return {
             "name": found.name,
             "plugin": found.plugin,
@@ -199,11 +194,19 @@ class DaemonService:
         name, table = served.generation.collection, served.collection.table
         documents, chunks = self._daemon.ledger.counts(served.physical)
         generations = self._daemon.migrations.status([name])
-        metrics.DOCUMENTS.labels(collection=name).set(documents)
-        metrics.CHUNKS.labels(collection=name).set(chunks)
         known = {"name": name, "table": table, "documents": documents, "chunks": chunks}
         # What was never migrated has nothing to tell.
         return known | ({"generations": generations} if generations[-1]["generation"] > 1 else {})
+
+    def metrics(self) -> bytes:
+        """Every metric; what only a question can tell is asked first, the server at most twice a minute."""
+        for served in self._daemon.indexer.served:
+            if served.generation.state == "live":
+                documents, chunks = self._daemon.ledger.counts(served.physical)
+                metrics.DOCUMENTS.labels(collection=served.generation.collection).set(documents)
+                metrics.CHUNKS.labels(collection=served.generation.collection).set(chunks)
+        self.slot(max_age_s=_SCRAPED_SLOT_S)
+        return metrics.render()
 
     def readiness(self) -> Sequence[Problem]:
         problems = list(self._daemon.health.problems())

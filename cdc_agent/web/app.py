@@ -37,6 +37,8 @@ from cdc_agent.web.answers import (
     json_hit,
     json_resync,
 )
+from cdc_agent.web.live import LiveSource
+from cdc_agent.web.live_page import live_doors
 from cdc_agent.web.requests import (
     FactsRequest,
     LetterListRequest,
@@ -79,10 +81,11 @@ class Lane:
         return await to_thread.run_sync(call, limiter=self._limiter)
 
 
-def create_app(service: Service, *, tokens: Tokens | None = None) -> Starlette:
-    """The application over a service. Without ``tokens`` only this machine may call it."""
+def create_app(service: Service, *, tokens: Tokens | None = None, live: LiveSource | None = None) -> Starlette:
+    """The application over a service. Without ``tokens`` only this machine may call it; ``live`` feeds the page."""
     tokens = tokens or Tokens()
-    doors = only_doors(_Routes(service, tokens).table())
+    routes = _Routes(service, tokens)
+    doors = only_doors([*routes.table(), *(live_doors(live, routes.operate) if live is not None else ())])
     open_doors = [door for door in doors if door.scopes == OPEN]
     return Starlette(
         routes=doors,
@@ -135,6 +138,10 @@ class _Routes:
             Door("/verifies", self.start_verify, methods=["POST"], scopes={"admin"}),
             Door("/verifies/{number:int}", self.verify, methods=["GET"], scopes={"admin"}),
         ]
+
+    async def operate(self, call: Callable[[], T]) -> T:
+        """Run something that is neither a search nor a wait."""
+        return await self._operations.run(call)
 
     async def search(self, request: Request) -> Response:
         wanted = parse(SearchRequest, await read_body(request))
@@ -218,7 +225,7 @@ class _Routes:
         return JSONResponse({"name": grant.name, "scopes": scopes, "where": grant.where, "tokens": bool(self._tokens)})
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
-        text = await self._operations.run(metrics.render)
+        text = await self._operations.run(self._service.metrics)
         return Response(text, headers={"content-type": metrics.CONTENT_TYPE})
 
     async def status(self, request: Request) -> Response:  # noqa: ARG002

@@ -90,6 +90,10 @@ class Service(Protocol):
         """What an operator wants to see, JSON-ready."""
         ...
 
+    def metrics(self) -> bytes:
+        """Every metric in Prometheus' text format."""
+        ...
+
     def readiness(self) -> Sequence[Problem]:
         """Why searches may be refused or stale; empty when all is well. Answers within five seconds."""
         ...

@@ -17,6 +17,7 @@ from cdc_agent.web.app import create_app
 from cdc_agent.web.server import HttpServer
 from cdc_agent.web.tokens import Token, Tokens, digest_of, entry, parse_tokens, read_tokens
 from tests.unit.web.test_app import FakeService
+from tests.unit.web.test_live import FakeSource
 
 #: What each kind of caller is answered: "ok" is anything but 401 and 403.
 OPEN = {"none": "ok", "bad": "ok", "search": "ok", "metrics": "ok", "admin": "ok", "tenant": "ok"}
@@ -26,6 +27,8 @@ SEARCH = NOBODY | {"search": "ok", "tenant": "ok"}
 ADMIN = NOBODY | {"admin": "ok"}
 METRICS = NOBODY | {"metrics": "ok"}
 TABLE = {
+    ("GET", "/"): OPEN,
+    ("GET", "/live"): METRICS | {"admin": "ok"},
     ("GET", "/healthz"): OPEN,
     ("GET", "/readyz"): ANYBODY,
     ("GET", "/whoami"): ANYBODY,
@@ -79,7 +82,7 @@ def service() -> FakeService:
 
 @pytest.fixture(scope="module")
 def client(service: FakeService) -> Iterator[httpx.Client]:
-    server = HttpServer(create_app(service, tokens=Tokens([*SCOPED, TENANT])), host="127.0.0.1", port=0)
+    server = HttpServer(create_app(service, tokens=Tokens([*SCOPED, TENANT]), live=FakeSource(stopping=True)), host="127.0.0.1", port=0)
     server.start()
     # What the small service cannot answer is a failure behind the door, which ends the connection.
     with httpx.Client(
@@ -95,7 +98,7 @@ def headers(caller: str) -> dict[str, str]:
 
 def doors() -> list[tuple[str, str]]:
     """Every method of every route of the application, as it is."""
-    app = create_app(FakeService())
+    app = create_app(FakeService(), live=FakeSource())
     return [
         (method, door.path)
         for door in only_doors(app.routes)

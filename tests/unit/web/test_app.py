@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from cdc_agent import metrics
 from cdc_agent.errors import (
     ConfigError,
     JournalError,
@@ -142,6 +143,9 @@ class FakeService:
 
     def status(self) -> dict[str, Any]:
         return {"state": "streaming"}
+
+    def metrics(self) -> bytes:
+        return metrics.render()
 
     def readiness(self) -> Sequence[Problem]:
         return self.problems
