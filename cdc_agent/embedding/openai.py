@@ -239,7 +239,10 @@ def _vectors_in_order(content: bytes, count: int) -> list[list[float]]:
             hint="check that `embedding.url` is an OpenAI-compatible API, usually ending in /v1",
         ) from exc
     if len(entries) != count:
-        raise EmbedderUnavailable(f"the embedding endpoint returned {len(entries)} vectors for {count} texts")
+        raise EmbedderUnavailable(
+            f"the embedding endpoint returned {len(entries)} vectors for {count} texts",
+            hint="it is asked again; if it goes on so, something between us and the model changes answers",
+        )
     return rows
 
 
@@ -254,7 +257,11 @@ def _failure(status: int, headers: httpx.Headers, content: bytes) -> Exception:
         )
     if status >= 500 or status in TRY_AGAIN:
         wait = retry_after_seconds(headers.get("Retry-After"), datetime.now(UTC))
-        return EmbedderUnavailable(f"the embedding endpoint is not available: {said}", retry_after_s=wait)
+        return EmbedderUnavailable(
+            f"the embedding endpoint is not available: {said}",
+            hint="it is asked again until it answers, nothing is lost meanwhile; its own log says what ails it",
+            retry_after_s=wait,
+        )
     return _wrong_url(said)
 
 

@@ -34,8 +34,9 @@ function duration(seconds) {
 const durationText = (seconds) => duration(seconds).join(' ');
 
 function ago(at, now) {
-  const seconds = Math.max(0, now - at);
-  return seconds < 1.5 ? 'just now' : `${durationText(Math.floor(seconds))} ago`;
+  const seconds = Math.max(0, Math.round(now - at));
+  if (seconds < 2) return 'just now';
+  return `${seconds < 100 ? `${seconds} s` : durationText(seconds)} ago`;
 }
 
 function bytes(count) {
