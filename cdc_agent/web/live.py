@@ -80,7 +80,7 @@ class LiveHub:
         self._news = asyncio.Event()
 
     def watch(self, *, with_keys: bool = True) -> Response:
-        """Keys of rows can be personal: they are for those who administer. Raises ``ApiError`` 503 when too many watch."""
+        """Keys can be personal: only who administers gets them. Raises ``ApiError`` 503 when too many watch."""
         if self._watchers >= MAX_WATCHERS:
             raise ApiError(503, f"{MAX_WATCHERS} watch already", "close a page; /status says the same once")
         return _EventStream(self.events(with_keys=with_keys))

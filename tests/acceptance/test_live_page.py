@@ -24,6 +24,8 @@ ARTICLES = {"name": "articles", "table": "public.articles", "text": "{title} {bo
 ROWS, ROWS_PER_PAGE = 600, 2
 #: In every body, so that any value of a cell that gets where it must not be is seen.
 SECRET = "Xylophone-7719"
+METRICS_TOKEN = "for-numbers-0123456789"
+TOKENS = f"- name: dashboard\n  token: {METRICS_TOKEN}\n  scopes: [metrics]\n"
 expect.set_options(timeout=20_000)
 
 
@@ -34,6 +36,20 @@ class World:
     model: FakeOpenAI
     browser: Browser
     complaints: list[str] = field(default_factory=list)
+
+    def serve(self) -> None:
+        """Have the daemon run, and ask for no token."""
+        if self.daemon.settings["http"].get("tokens_file"):
+            self.daemon.terminate()
+            self.daemon.configure(http={"tokens_file": None})
+        if not self.daemon.running:
+            self.daemon.start()
+
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.daemon.url}/healthz").is_success
+        except httpx.TransportError:
+            return False
 
     def insert(self, row: int, title: str, body: str = "") -> None:
         self.pg.execute("insert into articles values (%s, %s, %s, 'en')", (row, title, body or f"{SECRET} {row}"))
@@ -80,7 +96,8 @@ def shared(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def world(shared: World) -> Iterator[World]:
-    """Whatever a test did, the console had nothing to complain of."""
+    """Whatever a test did, the console had nothing to complain of. Whoever stopped the daemon leaves it to the next."""
+    shared.serve()
     shared.complaints.clear()
     yield shared
     for context in shared.browser.contexts:
@@ -272,32 +289,49 @@ def test_a_resync_shows_its_progress_and_is_paused_resumed_and_cancelled(world: 
     expect(row.locator(".badge")).to_have_text("cancelled")
 
 
-def test_the_page_comes_back_when_the_daemon_does(world: World) -> None:
-    # Given the page of a daemon that is killed
+def test_a_daemon_that_stops_does_not_wait_for_its_watchers_and_they_come_back_with_it(world: World) -> None:
+    # Given somebody who watches
     page = world.open()
-    world.daemon.kill()
-    expect(page.locator("#link")).to_have_text("Reconnecting")
 
-    # When it is started again and a row is committed
+    # When the daemon is told to stop, then it ends in order, and soon, and the page says so
+    assert world.daemon.terminate(timeout_s=15) == 0
+    assert "abandoning work" not in world.daemon.log[-2000:]
+    expect(page.locator("#link")).to_have_attribute("data-state", "lost")
+
+    # And when it is started again, the same page goes on: nobody reloads
     world.daemon.start()
     expect(page.locator("#link")).to_have_attribute("data-state", "live")
     world.insert(10_060, "after the restart")
-
-    # Then the same page shows it: nobody reloaded
     expect(page.locator("#feed li").first).to_contain_text("10060")
     expect(page.locator("#feed li")).to_have_count(1)
     # The browser itself tells of connections that were refused meanwhile.
     world.complaints[:] = [said for said in world.complaints if "net::ERR_" not in said]
 
 
-def test_a_daemon_that_stops_does_not_wait_for_those_who_watch(world: World) -> None:
-    # Given somebody who watches
-    page = world.open()
+def test_a_token_opens_the_page_and_offers_what_it_is_for(shared: World) -> None:
+    world = shared
+    # Given a daemon that asks for tokens, of which one is for metrics alone
+    tokens = world.daemon.folder / "tokens"
+    tokens.write_text(TOKENS)
+    tokens.chmod(0o600)
+    world.daemon.terminate()
+    world.daemon.configure(http={"tokens_file": str(tokens)})
+    world.daemon.start(ready=False)
+    until(world.answers, 60.0, "the daemon to answer")
+    page = world.browser.new_context().new_page()
+    page.goto(world.daemon.url)
 
-    # When the daemon is told to stop, then it ends in order, and soon
-    assert world.daemon.terminate(timeout_s=10) == 0
-    expect(page.locator("#link")).to_have_attribute("data-state", "lost")
-    assert "took too long" not in world.daemon.log[-2000:]
-    page.context.close()
-    world.daemon.start()
-    world.complaints[:] = [said for said in world.complaints if "net::ERR_" not in said]
+    # When it is typed into the page
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.get_by_label("Token").fill(METRICS_TOKEN)
+    page.get_by_role("button", name="Open").click()
+
+    # Then the numbers come, without keys of rows, and nothing is offered that it may not do
+    expect(page.locator("#link")).to_have_attribute("data-state", "live")
+    expect(page.locator("#search-panel")).to_be_hidden()
+    world.insert(10_070, "nobody's business")
+    expect(page.locator("#feed li").first.locator(".doc")).to_have_text(re.compile(r"^articles\s*$"))
+
+    # And the token is nowhere but in this tab
+    assert METRICS_TOKEN not in page.url
+    assert page.evaluate("() => JSON.stringify(localStorage)") == "{}"

@@ -77,6 +77,7 @@ async function watch() {
     const answer = await call('/live', { signal: gone.signal });
     if (answer.status === 401 || answer.status === 403) return await refused(answer);
     if (!answer.ok) throw new Error(`the daemon answers ${answer.status}`);
+    showPermissions();
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = '';
     for (;;) {
@@ -96,6 +97,14 @@ async function watch() {
 function dispatch(event) {
   const [, name, data] = /^event: (\w+)\ndata: (.*)$/s.exec(event) || [];
   if (name in receive) receive[name](JSON.parse(data));
+}
+
+/** What this token may not do is not offered. */
+async function showPermissions() {
+  const answer = await call('/whoami').catch(() => null);
+  const { scopes } = answer?.ok ? await answer.json() : { scopes: [] };
+  document.body.classList.toggle('no-admin', !scopes.includes('admin'));
+  byId('search-panel').hidden = !scopes.includes('search');
 }
 
 async function refused(answer) {

@@ -82,7 +82,9 @@ def service() -> FakeService:
 
 @pytest.fixture(scope="module")
 def client(service: FakeService) -> Iterator[httpx.Client]:
-    server = HttpServer(create_app(service, tokens=Tokens([*SCOPED, TENANT]), live=FakeSource(stopping=True)), host="127.0.0.1", port=0)
+    server = HttpServer(
+        create_app(service, tokens=Tokens([*SCOPED, TENANT]), live=FakeSource(stopping=True)), host="127.0.0.1", port=0
+    )
     server.start()
     # What the small service cannot answer is a failure behind the door, which ends the connection.
     with httpx.Client(

@@ -14,10 +14,12 @@ import httpx
 import orjson
 import pytest
 
+from cdc_agent.grants import Grant
 from cdc_agent.web import live as live_module
 from cdc_agent.web.app import create_app
 from cdc_agent.web.live import Part
 from cdc_agent.web.server import HttpServer
+from cdc_agent.web.tokens import Token, Tokens, digest_of
 from tests.support.wait import until
 from tests.unit.web.test_app import FakeService
 
@@ -25,8 +27,8 @@ from tests.unit.web.test_app import FakeService
 class FakeSource:
     """Counts what is read of it."""
 
-    def __init__(self) -> None:
-        self.stopping = False
+    def __init__(self, *, stopping: bool = False) -> None:
+        self.stopping = stopping
         self.log: list[dict[str, Any]] = [{"number": 1, "op": "c", "key": ["1"]}]
         self.reads = 0
         self.broken = False
@@ -54,7 +56,8 @@ class FakeSource:
             self.hold.wait(20)
         if self.broken:
             raise RuntimeError("no")
-        return {"fine": True}
+        resync = {"id": 1, "keys": [["anna@example.org"]], "where": "name = 'Anna'", "error": "", "rows_done": 5}
+        return {"resyncs": [resync], "dead_letters": {"count": 1, "first": [{"key": ["anna@example.org"]}]}}
 
 
 @pytest.fixture
@@ -78,6 +81,10 @@ def events(response: httpx.Response) -> Iterator[tuple[str, Any]]:
             name = line.removeprefix("event: ")
         elif line.startswith("data: "):
             yield name, orjson.loads(line.removeprefix("data: "))
+
+
+def watch(url: str, token: str = "") -> Any:
+    return httpx.stream("GET", f"{url}/live", headers={"Authorization": f"Bearer {token}"} if token else {})
 
 
 # -- the page ----------------------------------------------------------------------------------------------------
@@ -149,7 +156,7 @@ def test_a_part_that_hangs_or_fails_leaves_the_others_alive(url: str, source: Fa
         source.hold.set()
         assert next(state for state in states if "work" in state)["work"] is None
         source.broken = False
-        assert next(state for state in states if state["work"])["work"] == {"fine": True}
+        assert next(state for state in states if state["work"])["work"]["resyncs"]
 
 
 def test_two_watchers_cost_one_reading(url: str, source: FakeSource) -> None:
@@ -185,3 +192,27 @@ def test_a_watcher_is_told_that_the_daemon_stops(url: str, source: FakeSource) -
 
         # The stream ends by itself.
         assert list(heard)[-1] == ("bye", {})
+
+
+@pytest.mark.parametrize(("scope", "sees"), [("admin", True), ("metrics", False)])
+def test_keys_of_rows_are_for_administrators(source: FakeSource, scope: str, sees: bool) -> None:
+    # Given a token for metrics, or for everything
+    token = Token(digest=digest_of("a-token-of-its-own"), grant=Grant(name="one", scopes=frozenset({scope})))
+    server = HttpServer(create_app(FakeService(), tokens=Tokens([token]), live=source), host="127.0.0.1", port=0)
+    server.start()
+    source.log[0]["key"] = ["anna@example.org"]
+
+    # When it watches
+    with watch(f"http://127.0.0.1:{server.port}", "a-token-of-its-own") as response:
+        heard: list[Any] = []
+        for name, body in events(response):
+            heard.append(body)
+            if name == "state" and "work" in body:
+                break
+    source.stopping = True
+    server.stop()
+
+    # Then numbers are there in any case, and names of rows only for who administers
+    assert heard[-1]["work"]["dead_letters"]["count"] == 1
+    assert heard[-1]["work"]["resyncs"][0]["rows_done"] == 5
+    assert ("Anna" in str(heard) or "anna" in str(heard)) == sees
