@@ -63,7 +63,8 @@ def _judge(screen: Screen, claims: Claims, took_s: float) -> None:
 
 def _stay_up(screen: Screen, scenery: Stage, *, is_kept: bool) -> None:
     """Until Ctrl-C, or until the daemon ends by itself."""
-    screen.paragraph("It keeps running. Change a row, and search:", invitation(scenery))
+    screen.paragraph("It keeps running. Watch it live:", [f"{scenery.agent.url}/"])
+    screen.paragraph("Change a row, and search:", invitation(scenery))
     left = "stops everything" if is_kept else "stops and removes everything"
     screen.paragraph(f"Ctrl-C {left}.", [])
     try:

@@ -323,7 +323,7 @@ def test_a_token_opens_the_page_and_offers_what_it_is_for(shared: World) -> None
 
     # When it is typed into the page
     expect(page.get_by_role("dialog")).to_be_visible()
-    page.get_by_label("Token").fill(METRICS_TOKEN)
+    page.locator("#token").fill(METRICS_TOKEN)
     page.get_by_role("button", name="Open").click()
 
     # Then the numbers come, without keys of rows, and nothing is offered that it may not do
