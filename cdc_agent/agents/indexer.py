@@ -22,10 +22,10 @@ from cdc_agent.agents.backlog import Backlog
 from cdc_agent.agents.batch import BatchFolder, Folded, Step, split
 from cdc_agent.agents.folding import Pending
 from cdc_agent.agents.inflight import InFlight
-from cdc_agent.agents.journal import Journal
 from cdc_agent.agents.pacing import Deferred, Pacer
 from cdc_agent.agents.parking import dead_letter, still_indexed
 from cdc_agent.agents.planning import Collection, Plan, needs_row, plan
+from cdc_agent.agents.recent import Recent
 from cdc_agent.agents.rereading import reread
 from cdc_agent.agents.vectors import Vectorizer
 from cdc_agent.agents.watermark import Watermark
@@ -93,14 +93,14 @@ class Indexer:
         writer_retrier: Retrier,
         stop: threading.Event,
         mender: Mender | None = None,
-        journal: Journal | None = None,
+        recent: Recent | None = None,
         agent: str = AGENT,
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agent = agent
         self._mender = mender
-        self._journal = journal or Journal(clock=wall_clock)
+        self._recent = recent or Recent(clock=wall_clock)
         self._suspects: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stream = stream
         self._ledger = ledger
@@ -455,7 +455,7 @@ class Indexer:
             self._writer_retrier.until_done(
                 "stream", lambda: self._stream.release(self._agent, checkpoint.offset), (StreamFull,)
             )
-        self._journal.found(prepared.plans)
+        self._recent.found(prepared.plans)
         for letter in prepared.letters:
             metrics.DEAD_LETTERED.labels(reason=letter.reason).inc()
         if prepared.letters:

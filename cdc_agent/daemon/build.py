@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cdc_agent.agents.indexer import Indexer
-from cdc_agent.agents.journal import Journal
+from cdc_agent.agents.recent import Recent
 from cdc_agent.agents.vectors import Vectorizer
 from cdc_agent.agents.writing import IndexWriter
 from cdc_agent.capture import Capture
@@ -79,7 +79,7 @@ class Daemon:
     slot_watch: SlotWatch
     store_watch: StoreWatch
     indexer: Consumers
-    journal: Journal
+    recent: Recent
     resync: ResyncRunner
     row_reader: SqlRowReader
     rereader: SqlRowReader
@@ -153,8 +153,8 @@ def build(
         dict(roots),
         connect_timeout_s=config.source.connect_timeout_s,
     )
-    journal = Journal()
-    make = _indexers(config, stream, ledger, store, rereader, roots, keeper, journal)
+    recent = Recent()
+    make = _indexers(config, stream, ledger, store, rereader, roots, keeper, recent)
     indexer = Consumers(make=make, ledger=ledger, stream=stream)
     guard = source_guard(
         config,
@@ -251,7 +251,7 @@ def build(
         slot_watch=SlotWatch(dsn, config.source.slot_name, heard=lambda: feed.received_lsn),
         store_watch=store_watch(config, keeper, indexer, chroma, files, health, stop),
         indexer=indexer,
-        journal=journal,
+        recent=recent,
         resync=resync,
         row_reader=reader,
         rereader=rereader,
@@ -316,7 +316,7 @@ def _indexers(
     reader: SqlRowReader,
     roots: Mapping[str, int],
     keeper: StoreGuard,
-    journal: Journal,
+    recent: Recent,
 ) -> MakeIndexer:
 
     def make(agent: str, served: Sequence[Served], stop: threading.Event, health: Health) -> Indexer:
@@ -350,7 +350,7 @@ def _indexers(
             writer_retrier=_retrier(config, stop, health),
             stop=stop,
             mender=keeper,
-            journal=journal,
+            recent=recent,
             agent=agent,
         )
 

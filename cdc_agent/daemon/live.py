@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 import cdc_agent
 from cdc_agent import metrics
-from cdc_agent.agents.journal import Indexed
+from cdc_agent.agents.recent import Indexed
 from cdc_agent.daemon.build import Daemon
 from cdc_agent.daemon.consumers import AgentState
 from cdc_agent.daemon.service import DaemonService
@@ -40,7 +40,7 @@ class LiveFacts:
     def __init__(self, daemon: Daemon, service: DaemonService) -> None:
         self._daemon = daemon
         self._service = service
-        self._journal = daemon.journal
+        self._recent = daemon.recent
         #: When, and how many changes had been received by then.
         self._received: collections.deque[tuple[float, int]] = collections.deque(maxlen=30)
 
@@ -58,7 +58,7 @@ class LiveFacts:
 
     def hello(self) -> dict[str, Any]:
         source = self._daemon.config.source
-        history = [_row(bucket) for bucket in self._journal.freshness.history()]
+        history = [_row(bucket) for bucket in self._recent.freshness.history()]
         return {
             "version": cdc_agent.__version__,
             "source": _place(source.dsn.get_secret_value()),
@@ -71,13 +71,13 @@ class LiveFacts:
 
     @property
     def newest_change(self) -> int:
-        return self._journal.newest
+        return self._recent.newest
 
     def changes(self, after: int) -> Sequence[dict[str, Any]]:
-        return [_change(entry) for entry in self._journal.since(after)]
+        return [_change(entry) for entry in self._recent.since(after)]
 
     def _pulse(self) -> dict[str, Any]:
-        daemon, freshness = self._daemon, self._journal.freshness
+        daemon, freshness = self._daemon, self._recent.freshness
         watermark = daemon.indexer.watermark
         captured, applied = daemon.stream.position().captured_lsn, watermark.applied_lsn
         head, now = daemon.stream.head_offset(), time.time()

@@ -16,7 +16,7 @@ from cdc_agent.agents.planning import Plan
 from cdc_agent.events import Op
 from cdc_agent.freshness import FreshnessHistory
 
-__all__ = ["Indexed", "Journal"]
+__all__ = ["Indexed", "Recent"]
 
 #: Entries that are remembered.
 _KEPT = 500
@@ -42,7 +42,7 @@ class Indexed:
     age_s: float | None
 
 
-class Journal:
+class Recent:
     """Written by the indexers' writers, read by anybody. Safe to use from any thread."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:

@@ -1,4 +1,4 @@
-"""The journal: what became true in the index, by key and kind of change, and how soon after its commit."""
+"""What has just become true in the index: by key and kind of change, and how soon after its commit."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cdc_agent.agents.folding import Pending
-from cdc_agent.agents.journal import Indexed, Journal
 from cdc_agent.agents.planning import Plan
+from cdc_agent.agents.recent import Indexed, Recent
 from cdc_agent.ledger.base import Manifest
 from cdc_agent.lsn import Lsn, Version
 
@@ -33,9 +33,9 @@ def a_plan(base: Manifest | None = LIVE, *, age_s: float = 0.25, **more: Any) ->
 
 
 def written(*plans: Plan) -> list[Indexed]:
-    journal = Journal(clock=lambda: NOW)
-    journal.found(plans)
-    return journal.since(0)
+    recent = Recent(clock=lambda: NOW)
+    recent.found(plans)
+    return recent.since(0)
 
 
 @pytest.mark.parametrize(
@@ -71,25 +71,25 @@ def test_what_no_reader_can_tell_is_no_news(plan: Plan) -> None:
 
 
 def test_only_changes_count_as_fresh() -> None:
-    journal = Journal(clock=lambda: NOW)
+    recent = Recent(clock=lambda: NOW)
 
-    journal.found([a_plan(age_s=0.5), a_plan(None, new=[0], from_resync=True), a_plan(touched=False)])
+    recent.found([a_plan(age_s=0.5), a_plan(None, new=[0], from_resync=True), a_plan(touched=False)])
 
-    fresh = journal.freshness.over(60)
+    fresh = recent.freshness.over(60)
     assert fresh is not None
     assert (fresh.count, fresh.max_s) == (1, pytest.approx(0.5))
 
 
 def test_the_ring_is_bounded_and_counts_on() -> None:
     # Given more than is remembered, in one batch and in several
-    journal = Journal(clock=lambda: NOW)
-    journal.found([a_plan() for _ in range(1_200)])
-    journal.found([a_plan(), a_plan()])
+    recent = Recent(clock=lambda: NOW)
+    recent.found([a_plan() for _ in range(1_200)])
+    recent.found([a_plan(), a_plan()])
 
     # Then numbers count all of it, and the newest are there
-    assert journal.newest == 1_202
-    kept = journal.since(0)
+    assert recent.newest == 1_202
+    kept = recent.since(0)
     assert len(kept) == 500
     assert [entry.number for entry in kept] == list(range(703, 1_203))
-    assert [entry.number for entry in journal.since(1_200)] == [1_201, 1_202]
-    assert journal.since(1_202) == []
+    assert [entry.number for entry in recent.since(1_200)] == [1_201, 1_202]
+    assert recent.since(1_202) == []
