@@ -44,6 +44,8 @@ class _Queue:
         self._items: list[Transaction] = []
         self._bytes = 0
         self._closed = False
+        #: Transactions put and not yet durable.
+        self._waiting = 0
         self._changed = threading.Condition()
 
     def put(self, items: Sequence[Transaction], timeout_s: float) -> bool:
@@ -53,6 +55,8 @@ class _Queue:
                 return False
             self._items.extend(items)
             self._bytes += sum(tx.size_bytes for tx in items)
+            self._waiting += len(items)
+            metrics.QUEUE_TRANSACTIONS.set(self._waiting)
             self._changed.notify_all()
             return True
 
@@ -67,6 +71,8 @@ class _Queue:
         """The items are durable; their room is free."""
         with self._changed:
             self._bytes -= sum(tx.size_bytes for tx in items)
+            self._waiting -= len(items)
+            metrics.QUEUE_TRANSACTIONS.set(self._waiting)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -153,6 +159,7 @@ class Capture:
             log.debug("reader stopped")
         finally:
             self.streaming.clear()
+            metrics.STREAMING.set(0)
             self._reader_done.set()
             self._queue.close()
             self._finish()
@@ -163,6 +170,7 @@ class Capture:
         self._feed.start(self._stream.position().captured_lsn)
         self._health.clear("source")
         self.streaming.set()
+        metrics.STREAMING.set(1)
         log.info("streaming from_lsn=%s", self._stream.position().captured_lsn)
 
     def _read(self) -> None:
@@ -219,6 +227,7 @@ class Capture:
 
     def _lost(self, exc: SourceError, attempt: int) -> None:
         self.streaming.clear()
+        metrics.STREAMING.set(0)
         self._feed.close()
         self._health.report("source", exc)
         if not exc.retryable:

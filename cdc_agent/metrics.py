@@ -38,6 +38,8 @@ REPLICATION_LAG_BYTES = _gauge("replication_lag_bytes", "WAL between the server'
 SLOT_RETAINED_BYTES = _gauge("slot_retained_bytes", "WAL that the server keeps because of our slot.")
 SOURCE_LAG_SECONDS = _gauge("source_lag_seconds", "Age of the newest captured commit when it was captured.")
 CAPTURED_LSN = _gauge("captured_lsn", "Position up to which every commit is durable in the stream, in bytes.")
+STREAMING = _gauge("streaming", "1 while the replication connection streams, otherwise 0.")
+QUEUE_TRANSACTIONS = _gauge("queue_transactions", "Transactions that were decoded and are not durable yet.")
 
 # Stream.
 STREAM_BYTES = _gauge("stream_bytes", "Bytes that stream entries use on disk.")
@@ -45,6 +47,8 @@ STREAM_FULL = _gauge("stream_full", "1 while the stream has no room and capture 
 
 # Indexer.
 APPLIED_LSN = _gauge("applied_lsn", "Commit up to which the index is complete, in bytes.")
+LAG_SECONDS = _gauge("lag_seconds", "Age of the oldest captured commit that is not in the index, 0 when there is none.")
+AGENT_LAG_ENTRIES = _gauge("agent_lag_entries", "Entries of the stream that an agent has not dealt with.", "agent")
 FRESHNESS_SECONDS = _histogram("freshness_seconds", "Time from commit to searchable, per changed document.", _LONG_S)
 CHUNKS_EMBEDDED = _counter("chunks_embedded", "Chunk texts that the model embedded.", "collection")
 CHUNKS_CACHED = _counter("chunks_cached", "New chunks whose vector was in the embedding cache.")
@@ -85,6 +89,10 @@ WEBHOOKS = _counter("webhooks", "Webhook deliveries, by sender and what became o
 
 # Identity.
 MISMATCH = _gauge("mismatch", "1 while source, stream, ledger and store do not belong together, by state.", "state")
+
+# The daemon.
+PROBLEM = _gauge("problem", "1 while /readyz complains of this, otherwise 0.", "component")
+BUILD_INFO = _gauge("build_info", "Always 1; its label is the version that runs.", "version")
 
 
 def total(counter: Counter) -> int:

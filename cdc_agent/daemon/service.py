@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,6 +45,10 @@ class DaemonService:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self.started_at = time.time()
+        #: Two scrapes at once would see the labels of each other come and go.
+        self._scraping = threading.Lock()
+        #: What an alert may ask for, and whatever else was wrong since the start.
+        self._problem_names = {"source", "embedding", "vectorstore"}
         source = daemon.config.source
         self._clock = SourceClock(source.dsn.get_secret_value(), connect_timeout_s=source.connect_timeout_s)
         self._explainer = Explainer(
@@ -200,13 +205,32 @@ class DaemonService:
 
     def metrics(self) -> bytes:
         """Every metric; what only a question can tell is asked first, the server at most twice a minute."""
+        with self._scraping:
+            self._measure()
+            return metrics.render()
+
+    def _measure(self) -> None:
         for served in self._daemon.indexer.served:
             if served.generation.state == "live":
                 documents, chunks = self._daemon.ledger.counts(served.physical)
                 metrics.DOCUMENTS.labels(collection=served.generation.collection).set(documents)
                 metrics.CHUNKS.labels(collection=served.generation.collection).set(chunks)
+        head = self._daemon.stream.head_offset()
+        metrics.AGENT_LAG_ENTRIES.clear()
+        for agent in self._daemon.indexer.states():
+            metrics.AGENT_LAG_ENTRIES.labels(agent=agent.name).set(max(0, head - agent.offset))
+        lag_s = self.lag_s()
+        metrics.LAG_SECONDS.set(float("nan") if lag_s is None else lag_s)
+        self._tell_problems()
+        metrics.BUILD_INFO.labels(version=cdc_agent.__version__).set(1)
         self.slot(max_age_s=_SCRAPED_SLOT_S)
-        return metrics.render()
+
+    def _tell_problems(self) -> None:
+        """What was wrong once stays, as 0: an alert must be able to see that it is over."""
+        names = {problem.name for problem in self.readiness()}
+        self._problem_names |= names
+        for name in self._problem_names:
+            metrics.PROBLEM.labels(component=name).set(name in names)
 
     def readiness(self) -> Sequence[Problem]:
         problems = list(self._daemon.health.problems())

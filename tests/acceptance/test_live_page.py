@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import pytest
@@ -20,6 +21,7 @@ from tests.support.postgres import ALL_KINDS, Database, Servers
 from tests.support.wait import until
 
 ARTICLES = {"name": "articles", "table": "public.articles", "text": "{title} {body}", "metadata": ["lang"]}
+ROOT = Path(__file__).parents[2]
 #: Enough pages of a resync to be watched, and to be stopped in the middle.
 ROWS, ROWS_PER_PAGE = 600, 2
 #: In every body, so that any value of a cell that gets where it must not be is seen.
@@ -335,3 +337,24 @@ def test_a_token_opens_the_page_and_offers_what_it_is_for(shared: World) -> None
     # And the token is nowhere but in this tab
     assert METRICS_TOKEN not in page.url
     assert page.evaluate("() => JSON.stringify(localStorage)") == "{}"
+
+
+def test_what_alerts_and_dashboard_ask_for_is_exported(world: World) -> None:
+    # Given all that they ask for
+    asked = "".join(
+        (ROOT / "config" / name).read_text() for name in ("prometheus-alerts.yml", "grafana-dashboard.json")
+    )
+    names = {re.sub(r"_(bucket|count|sum)$", "", name) for name in re.findall(r"\bcdc_agent_\w+", asked)}
+    assert len(names) > 20
+
+    # When a scrape comes
+    text = world.daemon.get("/metrics").text
+
+    # Then each of them is there, and those of an idle daemon say that all is well
+    exported = set(re.findall(r"^# TYPE (\w+) ", text, flags=re.MULTILINE))
+    assert names - exported == set()
+    assert world.daemon.metric("cdc_agent_streaming") == 1
+    assert world.daemon.metric("cdc_agent_problem", component="embedding") == 0
+    assert world.daemon.metric("cdc_agent_agent_lag_entries", agent="indexer") == 0
+    assert world.daemon.metric("cdc_agent_lag_seconds") == 0
+    assert world.daemon.metric("cdc_agent_documents", collection="articles") >= ROWS
