@@ -223,8 +223,12 @@ def _new_text(
     kept = base.chunks if base is not None and not pending.rewrite else ()
     old = [(c.id, c.text_hash) for c in kept if c.id not in tainted]
     diff = diff_chunks(old, texts)
-    places = {c.id: i for i, c in enumerate(base.chunks)} if base else {}
     same_metadata = base is not None and base.metadata_hash == metadata_hash
+    if not (same_metadata or diff.is_empty):
+        # A write in place shows before the flip, and would stand beside chunks that change with it. So everything that
+        # the document consists of changes with it; the vectors are known.
+        diff = diff_chunks((), texts)
+    places = {c.id: i for i, c in enumerate(base.chunks)} if base else {}
     moved = {}
     for position, chunk_id in diff.kept.items():
         if not same_metadata:

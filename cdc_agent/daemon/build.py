@@ -339,6 +339,7 @@ def _indexers(
                 agent=agent,
                 embedder=embedder,
                 ledger=ledger,
+                store=store,
                 fingerprint=fingerprint,
                 retrier=planner_retrier,
                 max_attempts=config.retry.max_attempts,

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-import numpy as np
-
-from cdc_agent.documents.model import text_hash
 from cdc_agent.errors import StoreUnavailable
-from cdc_agent.vectorstore.base import Record, VectorStore
-from cdc_agent.vectorstore.records import pages
+from cdc_agent.vectorstore.base import VectorStore
+from cdc_agent.vectorstore.records import pages, usable_vectors
 
 __all__ = ["salvaged"]
 
@@ -26,17 +23,10 @@ def salvaged(store: VectorStore, collection: str, *, dimensions: int) -> Iterato
     try:
         for ids in store.ids(collection):
             for part in pages(ids, _AT_A_TIME):
-                vectors = _usable(store.get(collection, part, with_embeddings=True), dimensions)
+                records = store.get(collection, part, with_embeddings=True)
+                vectors = {h: v.tobytes() for h, v in usable_vectors(records, dimensions=dimensions).items()}
                 found += len(vectors)
                 yield vectors
     except StoreUnavailable as exc:
         log.warning("not all vectors could be saved collection=%s error=%s", collection, exc.message)
     log.info("saved vectors collection=%s vectors=%d", collection, found)
-
-
-def _usable(records: Sequence[Record], dimensions: int) -> dict[bytes, bytes]:
-    return {
-        text_hash(r.text): r.embedding.tobytes()
-        for r in records
-        if r.text and r.embedding is not None and r.embedding.shape == (dimensions,) and np.isfinite(r.embedding).all()
-    }

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
+from cdc_agent.documents.model import text_hash
 from cdc_agent.errors import StoreRejected, StoreUnavailable, VectorStoreError
 from cdc_agent.vectorstore.base import Record
 
@@ -24,6 +26,7 @@ __all__ = [
     "check_records",
     "last_of_each_id",
     "pages",
+    "usable_vectors",
 ]
 
 #: Metadata keys with a meaning of their own in Chroma.
@@ -88,6 +91,15 @@ def pages(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Items in slices of at most ``size``."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def usable_vectors(records: Sequence[Record], *, dimensions: int) -> dict[bytes, npt.NDArray[np.float32]]:
+    """Vectors by the hash of their text, of those records that have a sound one."""
+    return {
+        text_hash(r.text): r.embedding
+        for r in records
+        if r.text and r.embedding is not None and r.embedding.shape == (dimensions,) and np.isfinite(r.embedding).all()
+    }
 
 
 def _check_id(record_id: str) -> None:

@@ -5,7 +5,7 @@ Missing, stale, torn, orphaned, doubled, wrong metadata, wrong vector: each show
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -37,10 +37,15 @@ _VOLATILE = ("cdc_lsn", "cdc_commit_ts")
 
 
 def assert_index_equals_table(
-    daemon: DaemonProcess, pg: Database, timeout_s: float = 90.0, only: Collection[str] = ()
+    daemon: DaemonProcess,
+    pg: Database,
+    timeout_s: float = 90.0,
+    only: Collection[str] = (),
+    vector_of: Callable[[str], Sequence[float]] | None = None,
 ) -> None:
     """Wait until the index has caught up, then compare every collection (or ``only`` some) with its table.
 
+    Vectors are compared with the hashing embedder's, or with what ``vector_of`` says of a text.
     An embedded store belongs to the daemon alone, so there the daemon is stopped, and the caller starts it again.
     """
     daemon.wait_applied(pg.execute("select pg_current_wal_lsn()::text")[0][0], timeout_s)
@@ -55,7 +60,7 @@ def assert_index_equals_table(
             wanted = expected(pg, spec, embedder)
             # Old chunks are deleted just after the new ones became visible; nothing else may differ by now.
             until(lambda spec=spec, wanted=wanted: _same(config, spec, wanted), 20.0, f"{spec.name} to equal its table")
-            _check_vectors(config, spec, embedder)
+            _check_vectors(config, spec, embedder, vector_of)
 
 
 def expected(pg: Database, spec: CollectionSpec, embedder: Embedder) -> list[Chunk]:
@@ -182,16 +187,19 @@ def _differences(wanted: Sequence[Chunk], actual: Sequence[Chunk]) -> list[str]:
     return problems
 
 
-def _check_vectors(config: Config, spec: CollectionSpec, embedder: Embedder) -> None:
-    """With the deterministic embedder a wrong or stale vector is visible by value."""
-    if config.embedding.backend != "hashing":
+def _check_vectors(
+    config: Config, spec: CollectionSpec, embedder: Embedder, vector_of: Callable[[str], Sequence[float]] | None
+) -> None:
+    """With a deterministic embedder a wrong or stale vector is visible by value."""
+    if vector_of is None and config.embedding.backend != "hashing":
         return
     found = stored(config, spec.name)
     texts = list(found["documents"])
     if texts:
-        wanted = embedder.embed(texts)
-        same = np.allclose(np.asarray(found["embeddings"]), wanted, atol=1e-5)
-        assert same, f"a vector of {spec.name} is not its text's"
+        wanted = embedder.embed(texts) if vector_of is None else np.asarray([vector_of(text) for text in texts])
+        same = np.isclose(np.asarray(found["embeddings"]), wanted, atol=1e-5).all(axis=1)
+        wrong = [found["ids"][i] for i in np.flatnonzero(~same)]
+        assert not wrong, f"vectors of {spec.name} are not their texts': {wrong[:20]}"
 
 
 def texts_of(config: Config, collection: str) -> Mapping[str, str]:

@@ -55,10 +55,12 @@ class WatchedLedger(SqliteLedger):
         self._newest: dict[tuple[str, str], Version] = {}
         #: Called after the documents of a relation were read, before the caller gets them.
         self.after_documents: Callable[[], None] = lambda: None
-        #: Called after each flip.
+        #: Called before each flip, and after it.
+        self.before_flip: Callable[[Flip], None] = lambda _: None
         self.after_flip: Callable[[Flip], None] = lambda _: None
 
     def flip(self, flip: Flip) -> None:
+        self.before_flip(flip)
         super().flip(flip)
         self.after_flip(flip)
         for manifest in flip.manifests:
@@ -131,6 +133,7 @@ class Rig:
                 agent=AGENT,
                 embedder=self.embedder,
                 ledger=self.ledger,
+                store=self.store,
                 fingerprint="f",
                 retrier=self._retrier(),
                 max_attempts=2,

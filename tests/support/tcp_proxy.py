@@ -16,6 +16,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import quote
@@ -31,10 +32,19 @@ _TIMEOUT_S = 0.1
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
+#: Is shown what reaches a client.
+Listener = Callable[[bytes], object]
+
+
+def _deaf(_: bytes) -> None:
+    """Nobody listens."""
+
+
 class _Link:
     """One client's connection and the one that was opened to the target for it."""
 
-    def __init__(self, client: socket.socket, target: socket.socket) -> None:
+    def __init__(self, client: socket.socket, target: socket.socket, listener: Listener) -> None:
+        self.listener = listener
         self.client = client
         self.target = target
         self.is_open = True
@@ -47,10 +57,16 @@ class _Link:
 
 
 class TcpProxy:
-    """Listens on a port of its own and carries bytes to ``target_port``. Use it in a ``with`` block."""
+    """Listens on a port of its own and carries bytes to ``target_port``. Use it in a ``with`` block.
 
-    def __init__(self, target_port: int, target_host: str = "127.0.0.1") -> None:
+    ``tap`` is called for every connection; what it returns is shown each piece of data that reaches the client.
+    """
+
+    def __init__(
+        self, target_port: int, target_host: str = "127.0.0.1", *, tap: Callable[[], Listener] = lambda: _deaf
+    ) -> None:
         self._target = (target_host, target_port)
+        self._tap = tap
         self._mode: Mode = "pass"
         self._latency_s = 0.0
         self._budget_bytes: int | None = None
@@ -149,7 +165,7 @@ class TcpProxy:
         except OSError:
             _reset(client)
             return
-        link = _Link(client, target)
+        link = _Link(client, target, self._tap())
         for end in (client, target):
             end.settimeout(_TIMEOUT_S)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -210,6 +226,7 @@ class TcpProxy:
             return
         allowed, is_last = self._spend(len(piece))
         _send(link, piece[:allowed], destination)
+        link.listener(piece[:allowed])
         self.bytes_to_client += allowed
         if is_last:
             self.drop_connections()

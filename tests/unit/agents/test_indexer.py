@@ -145,6 +145,34 @@ def test_any_schedule_comes_to_the_table(rig: Rig, seed: int) -> None:
     assert all(resync.state == "done" for resync in rig.ledger.resyncs())
 
 
+def test_text_and_metadata_of_a_document_change_at_once_for_who_searches(rig: Rig) -> None:
+    # Given a reader who looks in the last moment before each flip and in the first one after it
+    mixed: list[set[object]] = []
+
+    def look(flip: Flip) -> None:
+        found = rig.ledger.manifests("docs", [manifest.document_id for manifest in flip.manifests])
+        for manifest in found.values():
+            records = rig.store.get("docs", [chunk.id for chunk in manifest.chunks])
+            languages = {record.metadata.get("lang") for record in records}
+            if len(languages) > 1:
+                mixed.append(languages)
+
+    rig.ledger.before_flip = rig.ledger.after_flip = look
+    rig.start()
+    rig.insert("1", "t", LONG, "en")
+    rig.settle()
+
+    # When a part of the text changes together with the metadata, and when a part goes
+    rig.update("1", "t", OTHER_LONG, "de")
+    rig.settle()
+    rig.update("1", "t", LONG.rpartition(" ")[0], "fr")
+    rig.assert_index_is_the_table()
+
+    # Then no document ever had metadata of two versions, and only the new texts were embedded
+    assert mixed == []
+    assert len(rig.embedder.texts) == len(set(rig.embedder.texts))
+
+
 # -- economy ----------------------------------------------------------------------------------------------------
 
 
@@ -563,6 +591,23 @@ def test_metadata_that_the_store_refuses_parks_its_document_alone(rig: Rig) -> N
     rig.update("1", lang="yy")
     rig.assert_index_is_the_table()
     assert rig.ledger.dead_letters() == []
+
+
+def test_a_cache_that_forgot_everything_does_not_make_an_edit_dear(rig: Rig) -> None:
+    # Given a document of several chunks, whose vectors are in the store and nowhere else
+    rig.start()
+    rig.insert("1", "t", LONG)
+    rig.assert_index_is_the_table()
+    before = list(rig.embedder.texts)
+    rig.ledger.forget_vectors("f", [text_hash(text) for text in before])
+
+    # When a part of it changes together with its metadata
+    rig.update("1", "t", OTHER_LONG, "de")
+    rig.assert_index_is_the_table()
+
+    # Then only that part was embedded
+    wanted = [text for _, _, text, _ in rig.wanted()]
+    assert rig.embedder.texts[len(before) :] == [text for text in wanted if text not in before]
 
 
 # -- failures ---------------------------------------------------------------------------------------------------

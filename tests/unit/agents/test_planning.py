@@ -182,8 +182,29 @@ def test_chunks_with_a_write_under_way_are_not_kept() -> None:
 
     assert doubtful not in made.kept.values()
     assert doubtful not in made.moved
-    assert list(made.new) == [0]
+    assert 0 in made.new
     assert made.hashes[0] == base.chunks[0].text_hash
+
+
+@pytest.mark.parametrize("body", [b"one two three five", b"one two"], ids=["changed", "shorter"])
+def test_new_metadata_beside_a_new_text_comes_with_new_chunks_alone(body: bytes) -> None:
+    # Given a document of several chunks, of which one is to change or to go, and metadata that change with it
+    base = indexed(a_row())
+
+    made = replanned(a_row(body=body, lang=b"de"), base)
+
+    # Then nothing is written in place: it would show before the rest does
+    assert made.moved == {}
+    assert list(made.new) == list(range(len(made.texts)))
+
+
+def test_the_same_metadata_beside_a_new_text_keep_the_chunks_that_stay() -> None:
+    base = indexed(a_row())
+
+    made = replanned(a_row(body=b"one two three five"), base)
+
+    assert made.kept
+    assert made.moved == {}
 
 
 # -- what was not sent ------------------------------------------------------------------------------------------

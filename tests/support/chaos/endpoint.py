@@ -1,0 +1,65 @@
+"""The embedding endpoint of a run: fails when told to, and knows when each text was embedded."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+from tests.support.fake_openai import FakeOpenAI, Fault, Request
+
+__all__ = ["QUERY", "Endpoint"]
+
+#: What every query begins with. Queries are never made to fail: they are not what is embedded for good.
+QUERY = "find:"
+
+
+class Endpoint(FakeOpenAI):
+    """Counts texts that were embedded again though nothing had happened in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._noting = threading.Lock()
+        #: Raised by whoever disturbs: a daemon that died may not have kept what it was given.
+        self.disturbances = 0
+        self._embedded_in: dict[str, int] = {}
+        self.embedded = 0
+        self.again = 0
+        self.again_undisturbed: list[str] = []
+
+    def disturb(self) -> None:
+        with self._noting:
+            self.disturbances += 1
+
+    def take(self, request: Request) -> Fault:
+        if request.texts and request.texts[0].startswith(QUERY):
+            return Fault(kind="none")
+        fault = super().take(request)
+        if fault.kind != "none":
+            self.disturb()
+        return fault
+
+    def note_success(self, request: Request) -> None:
+        with self._noting:
+            for text in request.texts:
+                if text.startswith(("T ", "L ")):
+                    self._note(text)
+
+    def _note(self, text: str) -> None:
+        self.embedded += 1
+        before = self._embedded_in.get(text)
+        if before is not None:
+            self.again += 1
+            # One disturbance may reach into the time before and behind it.
+            if self.disturbances - before < 1:
+                self.again_undisturbed.append(text[:60])
+        self._embedded_in[text] = self.disturbances
+
+    def wait_for_release(self) -> None:
+        """A request that hangs is let go of after a while, longer than anybody waits for it."""
+        self._released.wait(4.0)
+
+    def forget(self) -> Counter[str]:
+        """Free what nobody will ask for any more; a long run sends many texts."""
+        with self._lock:
+            seen, self.texts_seen, self.requests = self.texts_seen, Counter(), []
+        return seen

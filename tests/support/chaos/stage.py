@@ -1,0 +1,188 @@
+"""Everything that a run plays with: Postgres, the proxies, the endpoint, the disks, the store and the daemon."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from cdc_agent.lsn import Lsn
+from cdc_agent.vectorstore.chroma_server import ChromaServer
+from tests.support.chaos.disks import Disk, disks
+from tests.support.chaos.endpoint import Endpoint
+from tests.support.chaos.observer import Observer
+from tests.support.chaos.record import Record
+from tests.support.chaos.tables import COLLECTIONS
+from tests.support.chaos.tap import Tap
+from tests.support.daemon import DaemonProcess, merged
+from tests.support.postgres import Database
+from tests.support.tcp_proxy import TcpProxy
+
+__all__ = ["Stage", "stage"]
+
+#: Exit code of a daemon that a supervisor starts again.
+TRY_AGAIN = 75
+#: How long anything may take to be back.
+PATIENCE_S = 120.0
+_POLL_S = 0.02
+
+
+class Stage:
+    """The parts, and what a supervisor does: the daemon is started again when it asks for that."""
+
+    def __init__(self, *, pg: Database, record: Record, folder: Path, store: str) -> None:
+        self.pg = pg
+        self.record = record
+        self.folder = folder
+        self.store = store
+        self.endpoint = Endpoint()
+        self.tap = Tap()
+        self.network = TcpProxy(pg.server.port, tap=self.tap.session)
+        self.disks: dict[str, Disk] | str = {}
+        #: With ``--store server``: Chroma, and the network in front of it.
+        self.chroma: ChromaServer | None = None
+        self.store_network: TcpProxy | None = None
+        self.daemon: DaemonProcess
+        self.observer: Observer
+        #: A request that was sent earlier may still reach the store; until the sweep of a new life.
+        self.late = True
+        self._daemons = 0
+
+    # -- the daemon -------------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        dsn = self.network.dsn(self.pg.name) + "?options=-c%20wal_sender_timeout%3D2s"
+        name = self.pg.slot_name
+        source = {"dsn": dsn, "slot_name": name, "publication_name": name, "plugin": self.pg.plugin}
+        timing = {"connect_timeout_s": 2.0, "schema_check_interval_s": 1.0}
+        store: dict[str, Any] = {"mode": self.store, "timeout_s": 2.0}
+        if self.store_network is not None:
+            store["port"] = self.store_network.port
+        embedding = {"backend": "openai", "url": self.endpoint.base_url, "model": "fake", "timeout_s": 2.0}
+        settings: dict[str, Any] = {
+            "source": source | timing,
+            "collections": [*COLLECTIONS],
+            "vectorstore": store,
+            "embedding": embedding | {"dimensions": self.endpoint.dimension},
+            "stream": {"retention_h": 0.02},
+            "resync": {"rows_per_chunk": 40},
+            "log": {"level": "info"},
+        }
+        return merged(settings, self._paths()) if isinstance(self.disks, dict) else settings
+
+    def _paths(self) -> dict[str, Any]:
+        assert isinstance(self.disks, dict)
+        paths = {name: {"path": str(disk.path / f"{name}.sqlite")} for name, disk in self.disks.items()}
+        paths["vectorstore"] = {"path": str(self.disks["store"].path / "chroma")}
+        del paths["store"]
+        return paths
+
+    def new_daemon(self, settings: dict[str, Any]) -> DaemonProcess:
+        self._daemons += 1
+        folder = self.folder / f"daemon{self._daemons}"
+        folder.mkdir()
+        return DaemonProcess(folder, settings)
+
+    def start(self, failpoint: str | None = None) -> None:
+        self.endpoint.disturb()
+        self.late = True
+        self.daemon.start(failpoint=failpoint, ready=False)
+
+    def tick(self) -> None:
+        """What a supervisor does meanwhile."""
+        if self.chroma is not None:
+            self.chroma.watch()
+        code = self.daemon.returncode
+        if code is None or code == -signal.SIGKILL:
+            return
+        if code == TRY_AGAIN:
+            self.record.count("started_again_on_request")
+        else:
+            self.record.violation("stuck", f"the daemon ended with {code}: {self.daemon.log[-1500:]}")
+        self.start()
+
+    def sleep(self, seconds: float) -> None:
+        """Let things happen for a while, or until the daemon is dead."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.daemon.returncode != -signal.SIGKILL:
+            self.tick()
+            time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+
+    def recover(self, kind: str, *, indexed: bool = True) -> None:
+        """Wait until what is committed from now on is durable here again, and in the index; note how long it took."""
+        began = time.monotonic()
+        lsn = int(Lsn.parse(self.pg.execute("select pg_current_wal_lsn()::text")[0][0]))
+        steps = [("", lambda: self.observer.captured() >= lsn)]
+        if indexed:
+            steps.append((", indexed", lambda: self.is_applied(lsn)))
+        for suffix, reached in steps:
+            while not reached():
+                self.tick()
+                if self.daemon.returncode == -signal.SIGKILL:
+                    return
+                if time.monotonic() - began > PATIENCE_S:
+                    self.record.violation("stuck", f"{kind}{suffix}: not back after {PATIENCE_S:g} s: {self.why()}")
+                    return
+                time.sleep(_POLL_S)
+            self.record.recovered(kind + suffix, time.monotonic() - began)
+
+    def is_applied(self, lsn: int) -> bool:
+        """Whether the daemon says, within half a second, that the index is complete up to there."""
+        try:
+            return self.daemon.get("/wait", lsn=str(Lsn(lsn)), timeout_s=0.5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def why(self) -> str:
+        try:
+            problems = self.daemon.problems()
+        except Exception as exc:  # This is for the report alone.
+            problems = [{"error": repr(exc)}]
+        return f"{problems}\n{self.daemon.log[-2000:]}"
+
+    def chroma_pid(self) -> int | None:
+        """The store's server."""
+        if self.chroma is not None:
+            return self.chroma.pid
+        file = self.daemon.config.vectorstore_path.with_name("chroma.pid")
+        text = file.read_text() if file.exists() else ""
+        return int(text) if text.isdigit() and Path(f"/proc/{text}").exists() else None
+
+    def signal_chroma(self, number: signal.Signals) -> None:
+        pid = self.chroma_pid()
+        if pid is not None:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass  # It went with its daemon.
+
+
+@contextmanager
+def stage(*, pg: Database, record: Record, folder: Path, store: str) -> Iterator[Stage]:
+    """All parts, the daemon made but not started; everything is gone at the end."""
+    made = Stage(pg=pg, record=record, folder=folder, store=store)
+    with ExitStack() as parts:
+        made.disks = parts.enter_context(disks(folder, "stream", "ledger", "store"))
+        for part in (made.endpoint, made.network):
+            parts.enter_context(part)
+        if store == "server":
+            _start_chroma(made, parts)
+        made.daemon = made.new_daemon(made.settings())
+        parts.callback(lambda: made.daemon.close())
+        port = made.chroma.port if made.chroma is not None else made.daemon.config.vectorstore.port
+        made.observer = Observer(pg, made.daemon.config, record, lambda: made.late, store_port=port)
+        yield made
+
+
+def _start_chroma(made: Stage, parts: ExitStack) -> None:
+    folder = made.disks["store"].path if isinstance(made.disks, dict) else made.folder
+    made.chroma = ChromaServer(folder / "chroma")
+    made.chroma.start()
+    parts.callback(made.chroma.stop)
+    made.store_network = parts.enter_context(TcpProxy(made.chroma.port))
