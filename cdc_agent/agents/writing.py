@@ -94,6 +94,9 @@ class IndexWriter:
         self._fingerprint = fingerprint
         self._lock = threading.Lock()
         self._tainted = self._left_behind()
+        #: The generation that was taken last. A batch without new chunks carries it, too: what was begun before it is
+        #: over by the time that it is flipped, and what was begun later is not.
+        self._begun = ledger.generation()
 
     def tainted(self, manifest: Manifest | None) -> frozenset[str]:
         """Chunk ids of a document that must not be written in place again."""
@@ -132,11 +135,10 @@ class IndexWriter:
         ]
         touched = [(p.collection, chunk_id) for p in plans for chunk_id in p.moved]
         ids: dict[tuple[str, str], list[str]] = {}
-        generation = 0
         if new or touched:
             hit("before_intent")
             remember = {digest: vectors[digest].tobytes() for digest in fresh}
-            generation, ids = retrier.until_done(
+            self._begun, ids = retrier.until_done(
                 "ledger",
                 lambda: self._ledger.begin_write(
                     new, agent=self._agent, touched=touched, fingerprint=self._fingerprint, vectors=remember
@@ -145,7 +147,7 @@ class IndexWriter:
             )
             hit("after_intent")
         prepared = Prepared(
-            checkpoint=checkpoint, generation=generation, plans=plans, letters=list(letters), resyncs=resyncs
+            checkpoint=checkpoint, generation=self._begun, plans=plans, letters=list(letters), resyncs=resyncs
         )
         for plan in plans:
             place = (plan.collection, plan.pending.document_id)

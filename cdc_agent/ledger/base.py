@@ -172,8 +172,9 @@ class Flip:
 
     ``manifests`` replace what was there, ``same`` as well, but those name the chunks that the documents have already;
     chunk ids that no manifest names any more become garbage, and so do intents of the agent up to ``generation`` that
-    none names. A dead letter of a document is settled by one of ``manifests`` that moves past it, never by one of
-    ``same``: a parked change that comes by once more is no news. ``resyncs`` carry progress.
+    none names. What was begun later is still being written, and vectors that only it uses stay. A dead letter of a
+    document is settled by one of ``manifests`` that moves past it, never by one of ``same``: a parked change that comes
+    by once more is no news. ``resyncs`` carry progress.
     ``suspected`` are chunks that a request which failed may still change: like those of writes in place that were
     never flipped they stay intents while they live.
     """
@@ -291,6 +292,10 @@ class Ledger(Protocol):
     def unseen(self, collection: str, epoch: int, *, after: str = "", limit: int = -1) -> list[str]:
         """Ids of live documents that no resync since ``epoch`` has seen: in order, those after an id, at most
         ``limit``."""
+        ...
+
+    def generation(self) -> int:
+        """The generation number that was taken last; 0 before the first."""
         ...
 
     def begin_write(

@@ -373,9 +373,23 @@ where text_hash = ?1 and not exists (select 1 from vector_use where text_hash = 
 returning length(vector)
 
 -- forget_uses_of_gone --
+-- Of documents that are not live and of which nothing is being written. Their chunks' ids begin with theirs and a '#'.
 delete from vector_use where not exists
     (select 1 from manifest m where m.collection = vector_use.collection
         and m.document_id = vector_use.document_id and m.deleted = 0)
+    and not exists
+    (select 1 from intent i where i.collection = vector_use.collection
+        and i.chunk_id > vector_use.document_id || '#' and i.chunk_id < vector_use.document_id || '$')
+
+-- any_use_of_gone --
+select 1 from vector_use where not exists
+    (select 1 from manifest m where m.collection = vector_use.collection
+        and m.document_id = vector_use.document_id and m.deleted = 0)
+limit 1
+
+-- begun_later --
+-- Whether chunks of a document are being written that a flip of this generation knows nothing of.
+select 1 from intent where collection = ?1 and chunk_id > ?2 || '#' and chunk_id < ?2 || '$' and generation > ?3 limit 1
 
 -- forget_all_unused --
 delete from vector_cache where not exists (select 1 from vector_use u where u.text_hash = vector_cache.text_hash)

@@ -225,6 +225,9 @@ class SqliteLedger:
     def unseen(self, collection: str, epoch: int, *, after: str = "", limit: int = -1) -> list[str]:
         return [row[0] for row in self._all(_SQL["unseen"], (collection, epoch, after, limit))]
 
+    def generation(self) -> int:
+        return int(self._meta("generation"))
+
     def begin_write(
         self,
         new_chunks: Sequence[NewChunks],
@@ -266,7 +269,7 @@ class SqliteLedger:
             named: set[tuple[str, str]] = set()
             garbage: list[tuple[str, str]] = []
             for manifest in flip.manifests:
-                garbage += self._replace(tx, manifest, deltas, flip.checkpoint.offset)
+                garbage += self._replace(tx, manifest, deltas, flip)
                 named.update((manifest.collection, chunk.id) for chunk in manifest.chunks)
             tx.executemany(_SQL["save_manifest"], map(rows.manifest_row, flip.same))
             if tx.execute(_SQL["any_dead_letter"]).fetchone() is not None:
@@ -298,7 +301,7 @@ class SqliteLedger:
         return any(chunk.id == chunk_id for chunk in chunks)
 
     def _replace(
-        self, tx: sqlite3.Connection, manifest: Manifest, deltas: dict[str, tuple[int, int]], offset: int
+        self, tx: sqlite3.Connection, manifest: Manifest, deltas: dict[str, tuple[int, int]], flip: Flip
     ) -> list[tuple[str, str]]:
         """Save one manifest; returns the chunks that it drops."""
         place = (manifest.collection, manifest.document_id)
@@ -312,10 +315,11 @@ class SqliteLedger:
             chunks + len(manifest.chunks) - (len(old.chunks) if old else 0),
         )
         if manifest.deleted:
-            self._vectors.forget_document(tx, place)
+            self._vectors.forget_document(tx, place, flip.generation)
         elif old is not None and old.chunks:
             hashes = {chunk.text_hash for chunk in manifest.chunks}
-            self._vectors.lose(tx, place, {chunk.text_hash for chunk in old.chunks} - hashes, offset)
+            lost = {chunk.text_hash for chunk in old.chunks} - hashes
+            self._vectors.lose(tx, place, lost, flip.checkpoint.offset)
         kept = {chunk.id for chunk in manifest.chunks}
         return [(manifest.collection, chunk.id) for chunk in (old.chunks if old else ()) if chunk.id not in kept]
 

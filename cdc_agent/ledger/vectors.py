@@ -51,8 +51,15 @@ class VectorCache:
         """The document has these texts no longer."""
         tx.executemany(_SQL["drop_use"], [(*place, text_hash, offset) for text_hash in hashes])
 
-    def forget_document(self, tx: sqlite3.Connection, place: tuple[str, str]) -> None:
-        """The document is deleted, and with it every vector that only it used."""
+    def forget_document(self, tx: sqlite3.Connection, place: tuple[str, str], generation: int) -> None:
+        """The document is deleted by a flip, and with it goes every vector that only it used.
+
+        If it is being written again already, its new texts are noted beside its old ones: then none goes before the
+        next look for orphans.
+        """
+        if generation and tx.execute(_SQL["begun_later"], (*place, generation)).fetchone() is not None:
+            self.note_orphans(tx)
+            return
         for (text_hash,) in tx.execute(_SQL["forget_uses"], place).fetchall():
             self._freed(tx.execute(_SQL["forget_unused"], (text_hash,)))
 
@@ -61,12 +68,13 @@ class VectorCache:
         tx.execute(_SQL["note"], (_ORPHANS, "1"))
 
     def prune_orphans(self, tx: sqlite3.Connection) -> None:
-        """Forget what belongs to no live document, if there may be any."""
+        """Forget what belongs to no document that lives or is being written, if there may be any."""
         if tx.execute(_SQL["meta"], (_ORPHANS,)).fetchone() is None:
             return
         tx.execute(_SQL["forget_uses_of_gone"])
         tx.execute(_SQL["forget_all_unused"])
-        tx.execute(_SQL["forget_note"], (_ORPHANS,))
+        if tx.execute(_SQL["any_use_of_gone"]).fetchone() is None:
+            tx.execute(_SQL["forget_note"], (_ORPHANS,))
         self._bytes = _bytes_of(tx)
 
     def _trim_dropped(self, tx: sqlite3.Connection) -> bool:

@@ -603,6 +603,41 @@ class TestWhoseVectors:
 
         assert remembered(ledger, "a", "b") == set()
 
+    def test_a_deletion_does_not_take_vectors_of_what_is_being_written_meanwhile(self, ledger: Ledger) -> None:
+        # Given a document, and the batch that inserts it again, begun before the batch that deletes it is flipped
+        made = index(ledger, "1", "a")
+        before = ledger.generation()
+        new = NewChunks(collection=C, document_id="1", count=1, hashes=[b"b".ljust(16)])
+        generation, ids = ledger.begin_write([new], agent=AGENT, fingerprint="m", vectors={b"b".ljust(16): b"v" * 8})
+        gone = replace(made, chunks=(), deleted=True)
+
+        # When the deletion is flipped, and somebody prunes
+        flip(ledger, before, gone)
+        ledger.prune_vectors()
+        assert "b" in remembered(ledger, "a", "b")
+
+        # Then the new text has its vector when the document lives again, and the old one goes with the document
+        chunk = ChunkRef(ids[C, "1"][0], b"b".ljust(16))
+        flip(ledger, generation, replace(made, chunks=(chunk,)))
+        assert "b" in remembered(ledger, "a", "b")
+        flip(ledger, generation, gone)
+        assert remembered(ledger, "a", "b") == set()
+
+    def test_vectors_of_what_is_being_written_are_not_pruned(self, ledger: Ledger) -> None:
+        # Given a document that is being written for the first time
+        new = NewChunks(collection=C, document_id="1", count=1, hashes=[b"a".ljust(16)])
+        generation, _ = ledger.begin_write([new], agent=AGENT, fingerprint="m", vectors={b"a".ljust(16): b"v" * 8})
+
+        # When somebody prunes for another reason
+        ledger.remember_vectors("m", {b"salvaged".ljust(16): b"v" * 8})
+        ledger.prune_vectors()
+        assert remembered(ledger, "a", "salvaged") == {"a"}
+
+        # Then its vectors go at the next look if it never came to its end
+        flip(ledger, generation)
+        ledger.prune_vectors()
+        assert remembered(ledger, "a") == set()
+
     def test_texts_that_are_in_use_are_forgotten_last(self, open_ledger: Opener) -> None:
         # Given room for about ten vectors, and a document that was changed again and again after others were written
         ledger = open_ledger(embedding_cache_bytes=10 * (1_604 + 64))

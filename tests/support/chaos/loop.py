@@ -51,7 +51,7 @@ class Wanted:
     plugin: str = "pgoutput"
     store: str = "managed"
     faults: Sequence[str] = ()
-    rate: float = 20.0
+    rate: float = 12.0
     postgres: int = 15
     quiet: bool = False
 
@@ -163,10 +163,11 @@ class _Run:
             parts.daemon.kill()
         parts.start()
         self._compare()
+        # Before the audit, which embeds a sample once more.
+        self._check_embedding()
         if not parts.daemon.running:
             parts.start()
         self._verify()
-        self._check_embedding()
         if parts.daemon.running and parts.daemon.terminate() != 0:
             self._record.violation("stuck", f"the last SIGTERM failed: {parts.daemon.log[-1500:]}")
 

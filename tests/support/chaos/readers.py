@@ -68,7 +68,7 @@ class Readers:
 
     def _look(self, rng: random.Random) -> None:
         with httpx.Client(timeout=30.0) as client:
-            while not self._stop.wait(rng.uniform(0.02, 0.08)):
+            while not self._stop.wait(rng.uniform(0.05, 0.15)):
                 anchor = rng.random() < 0.4
                 collection, uid = ("notes", rng.choice(self._anchors)) if anchor else self._chosen(rng)
                 floor = self._floors[collection, uid]

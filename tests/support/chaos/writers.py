@@ -120,8 +120,8 @@ class Transactions:
             (4, self._rolled_back),
             (4, self._copied),
             (0.5, self._truncated),
-            (1, self._large),
-            (1, self._swept),
+            (0.4, self._large),
+            (0.6, self._swept),
             # Each may have a table read again.
             (0.3, self._altered),
         )
@@ -173,7 +173,7 @@ class Transactions:
         raise _TakeBack
 
     def _copied(self) -> None:
-        versions = self._versions(self.rng.randrange(2, 40))
+        versions = self._versions(self.rng.randrange(2, 12))
         with self._connection.cursor().copy("copy scraps (id, uid, version, title) from stdin") as copy:
             for version in versions:
                 uid = f"u{version}"
@@ -187,7 +187,7 @@ class Transactions:
         self._connection.execute(
             "insert into scraps select v, 'u' || v, v, format('T u%%s v%%s of 0 sum 0 large', v, v)"
             " from (select nextval('versions') v from generate_series(1, %s)) made",
-            (self.rng.randrange(50, 300),),
+            (self.rng.randrange(30, 150),),
         )
 
     def _swept(self) -> None:
