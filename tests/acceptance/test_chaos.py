@@ -1,4 +1,4 @@
-"""The kill loop in small: thirty lives of the daemon over both plugins, and nothing that any reader should not have seen.
+"""The kill loop in small: thirty lives of the daemon over both plugins, and no reader sees what is not so.
 
 A failure prints the seed; ``scripts/chaos`` with the same arguments draws the same faults again.
 """

@@ -48,7 +48,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--plugin", choices=("pgoutput", "wal2json"), default="pgoutput")
     parser.add_argument("--store", choices=("managed", "server", "embedded"), default="managed")
     parser.add_argument("--faults", type=_faults, default=(), metavar="A,B", help="only these")
-    parser.add_argument("--rate", type=float, default=12.0, help="transactions a second (default: 12)")
+    parser.add_argument("--rate", type=float, default=8.0, help="transactions a second (default: 8)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the facts there, too")
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
     return parser.parse_args()

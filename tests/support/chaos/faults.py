@@ -28,12 +28,13 @@ _REFUSED = (75, 78)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """``act`` begins it and ends it again. ``stores`` are the modes that it can be done to; with ``disk`` it needs one
-    of our file systems."""
+    of our file systems. ``indexed``: it is over only once the index, too, has caught up."""
 
     name: str
     act: Callable[[Stage, random.Random], None]
     stores: frozenset[str] = field(default=frozenset({"managed", "server", "embedded"}))
     disk: str = ""
+    indexed: bool = False
 
 
 def failpoint_of(rng: random.Random) -> str:
@@ -91,11 +92,8 @@ def takeover(stage: Stage, rng: random.Random) -> None:
     second.port = first.port
     second.start(ready=False)
     stage.sleep(rng.uniform(0.2, 2.5))
-    stage.endpoint.disturb()
-    stage.late = True
-    first.close()
-    stage.daemon = second
-    stage.recover("takeover")
+    stage.take_over(second)
+    stage.recover("takeover", indexed=False)
     stage.sleep(rng.uniform(0.05, 1.0))
     _kill(stage)
 
@@ -126,7 +124,6 @@ def rival(stage: Stage, rng: random.Random) -> None:
 
 def _kill(stage: Stage) -> None:
     stage.endpoint.disturb()
-    stage.late = True
     if stage.daemon.running:
         stage.daemon.kill()
 
@@ -277,16 +274,16 @@ DISTURBANCES = {
         Fault(name="postgres_blackhole", act=postgres_blackhole),
         Fault(name="postgres_cut", act=postgres_cut),
         Fault(name="postgres_slow", act=postgres_slow),
-        Fault(name="chroma_killed", act=chroma_killed, stores=_SERVERS),
-        Fault(name="chroma_frozen", act=chroma_frozen, stores=_SERVERS),
-        Fault(name="store_blackhole", act=store_blackhole, stores=_NETWORK),
-        Fault(name="store_slow", act=store_slow, stores=_NETWORK),
-        Fault(name="store_cut", act=store_cut, stores=_NETWORK),
-        Fault(name="model_fails", act=model_fails),
-        Fault(name="model_hangs", act=model_hangs),
+        Fault(name="chroma_killed", act=chroma_killed, stores=_SERVERS, indexed=True),
+        Fault(name="chroma_frozen", act=chroma_frozen, stores=_SERVERS, indexed=True),
+        Fault(name="store_blackhole", act=store_blackhole, stores=_NETWORK, indexed=True),
+        Fault(name="store_slow", act=store_slow, stores=_NETWORK, indexed=True),
+        Fault(name="store_cut", act=store_cut, stores=_NETWORK, indexed=True),
+        Fault(name="model_fails", act=model_fails, indexed=True),
+        Fault(name="model_hangs", act=model_hangs, indexed=True),
         Fault(name="disk_full_stream", act=disk_full("stream"), disk="stream"),
-        Fault(name="disk_full_ledger", act=disk_full("ledger"), disk="ledger"),
-        Fault(name="disk_full_store", act=disk_full("store"), disk="store"),
+        Fault(name="disk_full_ledger", act=disk_full("ledger"), disk="ledger", indexed=True),
+        Fault(name="disk_full_store", act=disk_full("store"), disk="store", indexed=True),
         Fault(name="resync", act=resync),
     )
 }

@@ -51,7 +51,7 @@ class Wanted:
     plugin: str = "pgoutput"
     store: str = "managed"
     faults: Sequence[str] = ()
-    rate: float = 12.0
+    rate: float = 8.0
     postgres: int = 15
     quiet: bool = False
 
@@ -132,12 +132,12 @@ class _Run:
         record.say(f"cycle {cycle.number}: {words}")
         if not parts.daemon.running:
             parts.start(failpoint)
-        parts.recover("kill", indexed=cycle.disturbance is not None)
+        parts.recover("kill", indexed=False)
         if cycle.disturbance is not None:
-            parts.late = False
             record.fault(cycle.disturbance)
-            DISTURBANCES[cycle.disturbance].act(parts, cycle.rng("disturbance"))
-            parts.recover(cycle.disturbance)
+            disturbance = DISTURBANCES[cycle.disturbance]
+            disturbance.act(parts, cycle.rng("disturbance"))
+            parts.recover(disturbance.name, indexed=disturbance.indexed)
         record.fault(cycle.death)
         DEATHS[cycle.death].act(parts, cycle.rng("death"))
         self._check_embedding()

@@ -47,7 +47,7 @@ class LedgerView:
 
 
 class Observer:
-    """Looks several times a second. ``late`` tells whether a request of an earlier time may still land."""
+    """Looks several times a second. ``late`` tells whether the store may hold what was sent at an earlier time."""
 
     def __init__(
         self, pg: Database, config: Config, record: Record, late: Callable[[], bool], *, store_port: int
@@ -74,6 +74,11 @@ class Observer:
         """What the stream holds, as its file says; 0 before there is one."""
         found = self._read_stream()
         return found[0] if found else 0
+
+    def offset(self) -> int:
+        """How far the indexer has written; 0 before there is a ledger."""
+        view = self._read_ledger()
+        return view.offset if view else 0
 
     def _work(self) -> None:
         looks = 0
@@ -116,13 +121,15 @@ class Observer:
     # -- the store --------------------------------------------------------------------------------------------
 
     def _look_at_store(self, before: LedgerView) -> None:
+        late = self._late()
         held = self._read_store()
         after = self._read_ledger()
         if held is None or after is None:
             return
         self._record.count("looks_at_the_store")
         self._find_missing(before, after, held)
-        self._find_strays(before, after, held)
+        strays = set(held) - before.known() - after.known()
+        self._judge_strays(strays, late=late)
 
     def _find_missing(self, before: LedgerView, after: LedgerView, held: Mapping[Place, str]) -> None:
         """What a manifest named all the time must have been there, with its text."""
@@ -136,13 +143,11 @@ class Observer:
                 elif text_hash(text) != chunk.text_hash:
                     self._record.violation("stale", f"{chunk.id} holds {text[:80]!r}")
 
-    def _find_strays(self, before: LedgerView, after: LedgerView, held: Mapping[Place, str]) -> None:
+    def _judge_strays(self, strays: set[Place], *, late: bool) -> None:
         """What nobody names, twice in a row: in between it could have been named, deleted and forgotten."""
-        strays = set(held) - before.known() - after.known()
-        for place in strays & self._strays:
-            if not self._late():
-                self._record.violation("orphaned", f"{place} is in the store, and nothing names it")
-        self._strays = strays
+        for place in () if late else strays & self._strays:
+            self._record.violation("orphaned", f"{place} is in the store, and nothing names it")
+        self._strays = set() if late else strays
 
     # -- reading ----------------------------------------------------------------------------------------------
 

@@ -50,8 +50,9 @@ class Stage:
         self.store_network: TcpProxy | None = None
         self.daemon: DaemonProcess
         self.observer: Observer
-        #: A request that was sent earlier may still reach the store; until the sweep of a new life.
-        self.late = True
+        #: A request that this life of the daemon has sent may still reach the store, whatever became of it.
+        self.late = False
+        self._offset_at_start = 0
         self._daemons = 0
 
     # -- the daemon -------------------------------------------------------------------------------------------
@@ -91,8 +92,22 @@ class Stage:
 
     def start(self, failpoint: str | None = None) -> None:
         self.endpoint.disturb()
-        self.late = True
+        self.late = False
+        self._offset_at_start = self.observer.offset()
         self.daemon.start(failpoint=failpoint, ready=False)
+
+    def take_over(self, second: DaemonProcess) -> None:
+        """The daemon is killed, and a second one that waits beside it has its place."""
+        self.endpoint.disturb()
+        self.late = False
+        self._offset_at_start = self.observer.offset()
+        self.daemon.close()
+        self.daemon = second
+
+    def may_hold_strays(self) -> bool:
+        """Whether the store may hold what nothing names: until the sweep of this life, which comes before its first
+        write, and after faults that hold requests up."""
+        return self.late or self.observer.offset() <= self._offset_at_start
 
     def tick(self) -> None:
         """What a supervisor does meanwhile."""
@@ -176,7 +191,7 @@ def stage(*, pg: Database, record: Record, folder: Path, store: str) -> Iterator
         made.daemon = made.new_daemon(made.settings())
         parts.callback(lambda: made.daemon.close())
         port = made.chroma.port if made.chroma is not None else made.daemon.config.vectorstore.port
-        made.observer = Observer(pg, made.daemon.config, record, lambda: made.late, store_port=port)
+        made.observer = Observer(pg, made.daemon.config, record, made.may_hold_strays, store_port=port)
         yield made
 
 
