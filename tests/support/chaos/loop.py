@@ -38,8 +38,9 @@ _DEFECTS = {
     "wrong metadata": "stale",
     "torn": "orphaned",
     "orphaned": "orphaned",
-    "not their texts'": "stale",
+    "vectors of": "stale",
 }
+_DEFECT = re.compile(rf"({'|'.join(_DEFECTS)}) [^\\]{{1,300}}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,9 +151,11 @@ class _Run:
     def _rest(self, number: int) -> None:
         self._record.say(f"cycle {number}: writers rest, the oracle compares")
         self._writers.pause()
+        self._readers.pause()
         if not self._parts.daemon.running:
             self._parts.start()
         self._compare()
+        self._readers.resume()
         self._writers.resume()
 
     def _settle(self) -> None:
@@ -183,10 +186,10 @@ class _Run:
             self._note(str(exc))
 
     def _note(self, words: str) -> None:
-        """What the oracle found, each by its kind."""
-        found = re.findall("|".join(map(re.escape, _DEFECTS)), words)
-        for word in found:
-            self._record.violation(_DEFECTS[word], words[:2000])
+        """What the oracle found, one violation a line of its own."""
+        found = list(_DEFECT.finditer(words))
+        for defect in found:
+            self._record.violation(_DEFECTS[defect[1]], defect[0])
         if not found:
             self._record.violation("stuck", words)
 

@@ -36,6 +36,7 @@ class Readers:
         self._record = record
         self._recent = recent
         self._stop = threading.Event()
+        self._writing = threading.Lock()
         #: The newest version that an answer held, by collection and row.
         self._floors: dict[tuple[str, str], int] = defaultdict(int)
         #: Rows that are always there, by their key. Known once the first copies are done.
@@ -63,6 +64,13 @@ class Readers:
         self._stop.set()
         for thread in self._threads:
             thread.join(60)
+
+    def pause(self) -> None:
+        """No more writes, until ``resume``; searches go on."""
+        self._writing.acquire()
+
+    def resume(self) -> None:
+        self._writing.release()
 
     # -- what was written of late -----------------------------------------------------------------------------
 
@@ -140,7 +148,8 @@ class Readers:
 
     def _write_and_read(self, client: httpx.Client, connection: psycopg.Connection[Any], rng: random.Random) -> None:
         while not self._stop.wait(rng.uniform(0.05, 0.2)):
-            uid, version = self._write(connection, rng)
+            with self._writing:
+                uid, version = self._write(connection, rng)
             lsn = connection.execute("select pg_current_wal_lsn()::text").fetchone()
             assert lsn is not None
             hits = self._ask(client, "notes", uid, min_lsn=lsn[0], timeout_s=5)

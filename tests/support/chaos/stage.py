@@ -18,7 +18,7 @@ from tests.support.chaos.disks import Disk, disks
 from tests.support.chaos.endpoint import Endpoint
 from tests.support.chaos.observer import Observer
 from tests.support.chaos.record import Record
-from tests.support.chaos.tables import COLLECTIONS
+from tests.support.chaos.tables import COLLECTIONS, MARK
 from tests.support.chaos.tap import Tap
 from tests.support.daemon import DaemonProcess, merged
 from tests.support.postgres import Database
@@ -130,8 +130,9 @@ class Stage:
             time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
 
     def recover(self, kind: str, *, indexed: bool = True) -> None:
-        """Wait until what is committed from now on is durable here again, and in the index; note how long it took."""
+        """Wait until what is committed now is durable here, and in the index; note how long it took."""
         began = time.monotonic()
+        self.pg.execute(MARK)
         lsn = int(Lsn.parse(self.pg.execute("select pg_current_wal_lsn()::text")[0][0]))
         steps = [("", lambda: self.observer.captured() >= lsn)]
         if indexed:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.support.postgres import Database
 
-__all__ = ["ANCHORS", "COLLECTIONS", "OWN", "create"]
+__all__ = ["ANCHORS", "COLLECTIONS", "MARK", "OWN", "create"]
 
 _CHUNKING = {"max_tokens": 64}
 #: What is indexed. ``notes`` twice: `chosen` holds the rows that a predicate lets in and out.
@@ -40,6 +40,12 @@ COLLECTIONS: tuple[dict[str, Any], ...] = (
 ANCHORS = range(1, 13)
 #: Rows of notes that belong to the reader who looks for its own writes.
 OWN = range(901, 905)
+#: A row that is written to have a commit of this very moment.
+MARK = """
+insert into notes (id, uid, version, n, title, body)
+select 999, 'u999000000', v, 0, format('T u999000000 v%s of 0 sum 0 real', v), '' from nextval('versions') v
+on conflict (id) do update set version = excluded.version, title = excluded.title
+"""
 
 _SCHEMA = """
 create sequence versions;
