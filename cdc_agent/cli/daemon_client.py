@@ -26,6 +26,15 @@ class DaemonClient:
         self._config_path = config_path
         self._headers = _authorization(http)
 
+    @property
+    def url(self) -> str:
+        return self._url
+
+    @property
+    def token(self) -> str | None:
+        """What the daemon is shown, None where it asks for nothing."""
+        return self._headers.get("Authorization", "").partition(" ")[2] or None
+
     @classmethod
     def of(cls, config_path: str) -> DaemonClient:
         """Reads the configuration for host, port and token (``CDC_AGENT_TOKEN`` goes first)."""

@@ -14,6 +14,7 @@ from cdc_agent.cli import (
     demo,
     explain,
     facts,
+    mcp,
     migrate,
     resync,
     run,
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     resync.add_options(_add(commands, "resync", resync.run, "read tables again and mend what differs"))
     verify.add_options(_add(commands, "verify", verify.run, "audit the index against the source and mend what differs"))
     _add_migrate(commands)
+    mcp.add_options(_add(commands, "mcp", mcp.run, "serve the index as tools for language models, over stdio"))
     _add_dead_letters(commands)
     facts.add_options(_add(commands, "facts", facts.run, "show the events that are kept for ever"))
     _add_slot(commands)

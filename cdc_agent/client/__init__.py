@@ -8,7 +8,16 @@ for hit in index.search("how do I reset it?", k=5, fresh_as_of=connection):
     print(hit.score, hit.text, hit.source.key, hit.source.age_s)
 """
 
-from cdc_agent.client.answers import Answer, Freshness, Hit, SourceRow
+from cdc_agent.client.answers import (
+    Answer,
+    Document,
+    DocumentChunk,
+    Explanation,
+    Freshness,
+    Hit,
+    SearchableCollection,
+    SourceRow,
+)
 from cdc_agent.client.asynchronous import AsyncIndex
 from cdc_agent.client.freshness import NOW, FreshAsOf
 from cdc_agent.client.index import Index
@@ -19,6 +28,9 @@ __all__ = [
     "Answer",
     "AsyncIndex",
     "ClientError",
+    "Document",
+    "DocumentChunk",
+    "Explanation",
     "FreshAsOf",
     "Freshness",
     "Hit",
@@ -26,5 +38,6 @@ __all__ = [
     "IndexUnavailable",
     "NotFreshYet",
     "RequestRefused",
+    "SearchableCollection",
     "SourceRow",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
 from cdc_agent.client import protocol
-from cdc_agent.client.answers import Answer, Freshness
+from cdc_agent.client.answers import Answer, Document, Explanation, Freshness, SearchableCollection
 from cdc_agent.client.freshness import FreshAsOf, position_of
 
 __all__ = ["Index"]
@@ -54,6 +54,28 @@ class Index:
         wait_s = self._timeout_s if timeout_s is None else timeout_s
         params = {"lsn": position_of(fresh_as_of), "timeout_s": wait_s}
         return protocol.read_freshness(self._ask("GET", "/wait", wait_s, params=params))
+
+    def freshness(self) -> Freshness:
+        """How fresh the index is now; waits for nothing."""
+        params = {"lsn": protocol.REACHED, "timeout_s": 0}
+        return protocol.read_freshness(self._ask("GET", "/wait", self._timeout_s, params=params))
+
+    def document(self, document: str | int | Sequence[str | int]) -> Document | None:
+        """What the index holds of one row: by its key (several columns as a sequence), or by the id that hits carry.
+
+        None when it holds nothing; ``explain`` says why.
+        """
+        path = protocol.document_path(self.collection, document)
+        return protocol.read_document(self._ask("GET", path, self._timeout_s))
+
+    def explain(self, document: str | int | Sequence[str | int]) -> Explanation:
+        """Why a row is, or is not, in the index; takes what ``document`` takes. May look twice, some seconds apart."""
+        path = protocol.document_path(self.collection, document)
+        return protocol.read_explanation(self._ask("GET", path, self._timeout_s))
+
+    def collections(self) -> list[SearchableCollection]:
+        """What can be searched here, this collection among others."""
+        return protocol.read_collections(self._ask("GET", "/collections", self._timeout_s))
 
     def _ask(self, method: str, path: str, wait_s: float, **content: Any) -> httpx.Response:
         try:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 
-from cdc_agent.client.answers import Answer, Freshness, answer, freshness
+from cdc_agent.client import answers
+from cdc_agent.client.answers import Answer, Document, Explanation, Freshness, SearchableCollection
 from cdc_agent.errors import CdcAgentError
 from cdc_agent.lsn import Lsn
 
 __all__ = ["ClientError", "IndexUnavailable", "NotFreshYet", "RequestRefused"]
 
+T = TypeVar("T")
+
+#: The position that every index has reached: whoever waits for it is answered at once.
+REACHED = "0/0"
 #: Seconds that an answer may take beyond the time that the daemon was told to wait.
 MARGIN_S = 5.0
 
@@ -53,18 +59,37 @@ def search_body(
     return body
 
 
+def document_path(collection: str, document: str | int | Sequence[str | int]) -> str:
+    """Where a document is: by the id that hits carry, or by the key of its row, several columns as a sequence."""
+    if not isinstance(document, str | int):
+        document = ",".join(str(part).replace("%", "%25").replace(",", "%2C") for part in document)
+    return f"/documents/{quote(collection, safe='')}/{quote(str(document), safe='')}"
+
+
 def read_answer(response: httpx.Response) -> Answer:
-    body = _checked(response)
-    try:
-        return answer(body, now=dt.datetime.now(dt.UTC))
-    except (KeyError, TypeError, ValueError) as exc:
-        raise _not_ours(response) from exc
+    return _read(response, lambda body: answers.answer(body, now=dt.datetime.now(dt.UTC)))
 
 
 def read_freshness(response: httpx.Response) -> Freshness:
+    return _read(response, answers.freshness)
+
+
+def read_explanation(response: httpx.Response) -> Explanation:
+    return _read(response, answers.explanation)
+
+
+def read_document(response: httpx.Response) -> Document | None:
+    return _read(response, answers.document)
+
+
+def read_collections(response: httpx.Response) -> list[SearchableCollection]:
+    return _read(response, answers.collections)
+
+
+def _read(response: httpx.Response, read: Callable[[dict[str, Any]], T]) -> T:
     body = _checked(response)
     try:
-        return freshness(body)
+        return read(body)
     except (KeyError, TypeError, ValueError) as exc:
         raise _not_ours(response) from exc
 

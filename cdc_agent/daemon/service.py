@@ -59,6 +59,7 @@ class DaemonService:
             reader=daemon.rereader,
             source_lsn=self.source_lsn,
             reach=self._reaches,
+            lag_s=self.lag_s,
             problems=lambda: [f"{problem.name}: {problem.message}" for problem in self.readiness()],
         )
 

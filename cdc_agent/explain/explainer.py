@@ -95,6 +95,7 @@ class Explainer:
         reader: KeyedReader,
         source_lsn: Callable[[], Lsn],
         reach: Callable[[Lsn, float], bool],
+        lag_s: Callable[[], float | None],
         problems: Callable[[], Sequence[str]],
     ) -> None:
         self._ledger = ledger
@@ -103,6 +104,7 @@ class Explainer:
         self._reader = reader
         self._source_lsn = source_lsn
         self._reach = reach
+        self._lag_s = lag_s
         self._problems = problems
 
     def explain(
@@ -252,6 +254,7 @@ class Explainer:
                 applied_lsn=str(look.applied_lsn),
                 captured_lsn=str(look.captured_lsn),
                 source_lsn=None if look.source_lsn is None else str(look.source_lsn),
+                lag_s=self._lag_s(),
                 waiting=look.waiting.entries,
                 examined=look.waiting.examined,
             ),

@@ -97,11 +97,12 @@ class PendingChange:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """How far the index is. ``waiting`` are entries of all rows between it and the head of the stream; ``examined`` of
-    them were looked at for this row. ``source_lsn`` is None when the source could not be asked."""
+    them were looked at for this row. ``source_lsn`` and ``lag_s`` are None when that is unknown."""
 
     applied_lsn: str
     captured_lsn: str
     source_lsn: str | None
+    lag_s: float | None
     waiting: int
     examined: int
 

@@ -25,6 +25,7 @@ from cdc_agent.grants import SCOPES
 from cdc_agent.journal.base import Query
 from cdc_agent.ledger.base import Resync
 from cdc_agent.lsn import Lsn
+from cdc_agent.mcp.mounted import MountedTools
 from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.verify.report import Wanted
 from cdc_agent.web.access import ANYBODY, OPEN, AccessControl, Door, grant_of, only_doors
@@ -103,6 +104,7 @@ class _Routes:
     def __init__(self, service: Service, tokens: Tokens) -> None:
         self._service = service
         self._tokens = tokens
+        self._tools = MountedTools()
         self._searches = Lane(threads=16, queue=64)
         self._waits = Lane(threads=64, queue=64)
         self._operations = Lane(threads=8, queue=64)
@@ -113,6 +115,7 @@ class _Routes:
             Door("/search", self.search, methods=["POST"], scopes={"search"}),
             Door("/collections", self.collections, methods=["GET"], scopes={"search"}),
             Door("/documents/{collection}/{document:path}", self.document, methods=["GET"], scopes={"search"}),
+            Door("/mcp", self._tools, scopes={"search"}),
             Door("/wait", self.wait, methods=["GET"], scopes={"search", "admin"}),
             Door("/healthz", self.healthz, methods=["GET"], scopes=OPEN),
             Door("/readyz", self.readyz, methods=["GET"], scopes=ANYBODY),

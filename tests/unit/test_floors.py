@@ -23,7 +23,7 @@ FLOORS = [
         *("capture", "resync", "resync_order", "signals", "verify", "explain", "migrate", "search", "grants"),
         *("identity", "marker", "storekeeper", "tables"),
     },
-    {"config", "daemon", "web", "client", "integrations", "cli", "demo"},  # 4 process
+    {"config", "daemon", "web", "client", "integrations", "mcp", "cli", "demo"},  # 4 process
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ENDS = FLOORS[1]

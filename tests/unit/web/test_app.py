@@ -72,7 +72,7 @@ EXPLANATION = Explanation(
     generation=GenerationFacts(number=1, physical="articles", model="m", fingerprint="f", created_at=""),
     dead_letter=None,
     pending=[],
-    progress=Progress(applied_lsn="0/1", captured_lsn="0/2", source_lsn=None, waiting=0, examined=0),
+    progress=Progress(applied_lsn="0/1", captured_lsn="0/2", source_lsn=None, lag_s=0.0, waiting=0, examined=0),
     resyncs=[],
     differences=[],
 )
