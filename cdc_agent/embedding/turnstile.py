@@ -5,8 +5,10 @@ Owns the order of waiting threads, nothing about models. A person waits for a se
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 __all__ = ["Turnstile"]
@@ -18,7 +20,9 @@ PATIENCE = 16
 class Turnstile:
     """A lock with two queues. Who holds it keeps it until done; then a waiting query goes before a waiting batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last_query = -math.inf
         self._changed = threading.Condition()
         self._busy = False
         self._queries_waiting = 0
@@ -31,11 +35,17 @@ class Turnstile:
         with self._changed:
             return self._queries_waiting, self._batches_waiting
 
+    def queried_within(self, seconds: float) -> bool:
+        """Whether somebody searches now or has done so lately: then the next search is likely to be near."""
+        with self._changed:
+            return self._queries_waiting > 0 or self._clock() - self._last_query < seconds
+
     @contextmanager
     def for_query(self) -> Iterator[None]:
         """Hold the turnstile for one search."""
         with self._changed:
             self._queries_waiting += 1
+            self._last_query = self._clock()
             try:
                 self._changed.wait_for(self._query_may_pass)
             finally:

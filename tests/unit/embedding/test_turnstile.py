@@ -115,3 +115,21 @@ def test_the_turnstile_is_free_again_after_an_error(crowd: Crowd) -> None:
     with crowd.turnstile.for_query():
         pass
     assert crowd.turnstile.waiting == (0, 0)
+
+
+def test_it_knows_whether_somebody_searched_lately() -> None:
+    # Given a turnstile that nobody has searched through
+    now = [100.0]
+    turnstile = Turnstile(clock=lambda: now[0])
+    assert not turnstile.queried_within(60.0)
+
+    # When somebody does
+    with turnstile.for_query():
+        pass
+
+    # Then it knows for as long as it is asked about; batches do not count
+    now[0] = 159.9
+    assert turnstile.queried_within(60.0)
+    now[0] = 160.0
+    with turnstile.for_batch():
+        assert not turnstile.queried_within(60.0)
