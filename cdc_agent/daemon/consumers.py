@@ -21,7 +21,7 @@ from cdc_agent.config import EmbeddingConfig
 from cdc_agent.daemon.leaving import give_up_place
 from cdc_agent.daemon.threads import Threads
 from cdc_agent.embedding.base import Embedder
-from cdc_agent.errors import CdcAgentError
+from cdc_agent.errors import CdcAgentError, StreamFull
 from cdc_agent.health import Health, Problem
 from cdc_agent.ledger.base import Generation, Ledger, Resync
 from cdc_agent.lsn import Lsn
@@ -203,6 +203,18 @@ class Consumers:
         log.error("agent stopped name=%s error=%s", agent.name, exc.message)
         return True
 
+    def make_room(self) -> None:
+        """The stream is full. Once all who answer have done with it, those who do not and are behind give up their
+        places: their models may come back, but nobody else waits for that."""
+        with self._lock:
+            working = [agent for agent in self._agents.values() if not agent.failed]
+        head = self._stream.head_offset()
+        behind = [agent for agent in working if self._stream.released(agent.name) < head]
+        if not any(agent.live for agent in behind):
+            for agent in behind:
+                why = StreamFull("it was behind when the stream was full", hint="raise stream.max_bytes")
+                self._fails_alone(agent, why)
+
     def _ended(self, agent: _Agent) -> None:
         """The last thread of an agent that failed gives up its place: until the next start nobody reads from there, and
         retention must not wait for that."""
@@ -217,7 +229,8 @@ class Consumers:
     def unless_stopped(self, served: Served) -> Iterator[bool]:
         """Whether the agent of a generation works; it does not fail before the end of the block."""
         with self._lock:
-            yield not self._agents[served.generation.agent].failed
+            agent = self._agents.get(served.generation.agent)
+            yield agent is not None and not agent.failed
 
     def _give_up_resyncs(self, agent: _Agent) -> None:
         """Nobody applies them any more, and those of others wait behind them."""

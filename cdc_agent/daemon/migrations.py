@@ -20,7 +20,7 @@ from cdc_agent.daemon.consumers import STOPPED, Consumers, Served, StillBusy
 from cdc_agent.daemon.generations import Embedders, Planned, differences, next_generations
 from cdc_agent.daemon.leaving import give_up_place
 from cdc_agent.daemon.threads import Threads
-from cdc_agent.errors import CdcAgentError, SourceError, StoreUnavailable, UsageError
+from cdc_agent.errors import CdcAgentError, LedgerFull, SourceError, StoreUnavailable, UsageError
 from cdc_agent.failpoints import hit
 from cdc_agent.ledger.base import Generation, Ledger
 from cdc_agent.migrate.copying import CopyProgress, copy_of, progress_of
@@ -154,12 +154,20 @@ class Migrations:
             if self._progress(served).state == "waiting":
                 hit("migrate_before_copy")
                 self._await_visible()
-                copy = copy_of(served.generation, served.collection.table)
-                if self._is_kept(served):
-                    self._resync.request(copy)
-            self._ledger.save_collection(served.physical, served.generation.fingerprint)
+            self._retrier.until_done("ledger", lambda: self._ask_for_copy(served), (LedgerFull,))
+            self._resync.notify()
         except Stopping:
             log.debug("copy not begun")
+
+    def _ask_for_copy(self, served: Served) -> None:
+        """Unless its agent has given up its place meanwhile: nobody would apply it, nor did it begin from there."""
+        with self._consumers.unless_stopped(served) as working:
+            if not working or not self._is_kept(served):
+                return
+            if self._progress(served).state == "waiting":
+                copy = copy_of(served.generation, served.collection.table)
+                self._ledger.start_resync(replace(copy, started_at=time.time()))
+            self._ledger.save_collection(served.physical, served.generation.fingerprint)
 
     def _await_visible(self) -> None:
         asked = self._retrier.until_done("source", self._visible, (SourceError,))

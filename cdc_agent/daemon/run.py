@@ -179,6 +179,8 @@ class _Running:
         metrics.DEAD_LETTERS.set(sum(self._daemon.ledger.dead_letter_counts().values()))
         self._daemon.guard.tell()
         self._daemon.migrations.tell()
+        if any(problem.name == "stream" for problem in self._daemon.health.problems()):
+            self._daemon.indexer.make_room()
         if self._daemon.capture.alive_within(60.0):
             notify("WATCHDOG=1")
         if self._signals.reload.is_set():

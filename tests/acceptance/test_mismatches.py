@@ -123,7 +123,7 @@ def drop_slot(pg: Database) -> None:
 
 def recreate_slot(pg: Database) -> None:
     drop_slot(pg)
-    pg.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (pg.slot_name,))
+    pg.execute("select pg_create_logical_replication_slot(%s, %s)", (pg.slot_name, pg.plugin))
 
 
 def advance_slot(pg: Database) -> None:
@@ -149,11 +149,15 @@ DAMAGES = [
 ]
 
 
+@pytest.mark.postgres(versions=[15], plugin="all")
 def test_what_was_lost_while_we_were_away_is_named_or_mended_without_embedding_anything(
     pg: Database, new_daemon: NewDaemon
 ) -> None:
     daemon = started(pg, new_daemon)
     for damage, state in DAMAGES:
+        if state == "PUBLICATION_LOST" and pg.plugin == "wal2json":
+            assert pg.execute("select count(*) from pg_publication") == [(0,)]
+            continue
         # Given something that happened while the daemon was away, beside changes that it has not heard of.
         assert daemon.terminate() == 0
         unheard(pg)
@@ -405,8 +409,20 @@ def promoted_in_place(primary: PostgresServer, standby: PostgresServer) -> None:
 def test_a_standby_that_is_promoted_without_our_slot_is_named_or_mended(
     private_pg: Database, servers: Servers, new_daemon: NewDaemon, lossy: bool, state: str
 ) -> None:
+    promote_without_our_slot(private_pg, servers, new_daemon, lossy=lossy, state=state)
+
+
+@pytest.mark.postgres(versions=[15], plugin="wal2json")
+def test_another_timeline_is_named_or_mended_also_without_a_publication(
+    private_pg: Database, servers: Servers, new_daemon: NewDaemon
+) -> None:
+    promote_without_our_slot(private_pg, servers, new_daemon, lossy=True, state="SERVER_REWOUND")
+
+
+def promote_without_our_slot(
+    primary: Database, servers: Servers, new_daemon: NewDaemon, *, lossy: bool, state: str
+) -> None:
     # Given a daemon on a server with a standby; a lossy one has not heard of everything.
-    primary = private_pg
     daemon = started(primary, new_daemon)
     with standby_of(primary, servers, failover=False) as standby:
         promoted = on(standby, primary)

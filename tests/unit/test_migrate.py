@@ -564,6 +564,41 @@ class TestConsumers:
             assert progress_of(generation(2, "building"), ledger.resyncs(), begun=False).state == "waiting"
             again.close()
 
+    def test_what_is_behind_when_the_stream_is_full_gives_up_its_place_and_nobody_else(self, crew: Crew) -> None:
+        # Given a generation that answers, one that is built and as far, and one that is stuck
+        crew.add(generation(1, "live"))
+        crew.add(generation(2, "building"))
+        crew.add(generation(3, "building"))
+        for number in range(1, 4):
+            crew.stream.append([transaction(number)])
+        for agent in ("indexer", "indexer:docs@2"):
+            crew.stream.release(agent, 3)
+        crew.consumers.start(crew.threads)
+
+        # When the stream is full
+        crew.consumers.make_room()
+
+        # Then the one that is stuck gives up its place, and says why; asking again changes nothing
+        until(lambda: crew.stream.consumers() == ["indexer", "indexer:docs@2"], what="its place to be given up")
+        stuck = crew.consumers.served[2]
+        assert crew.consumers.problems_of(stuck)[0].message == "it was behind when the stream was full"
+        crew.consumers.make_room()
+        assert not crew.stop.is_set()
+        assert len(crew.consumers.working) == 2
+
+    def test_who_answers_is_waited_for_and_nobody_gives_up_for_it(self, crew: Crew) -> None:
+        # Given a generation that answers and is behind, and one that is built and is further behind
+        crew.add(generation(1, "live"))
+        crew.add(generation(2, "building"))
+        for number in range(1, 4):
+            crew.stream.append([transaction(number)])
+        crew.stream.release("indexer", 2)
+        crew.consumers.start(crew.threads)
+
+        # When the stream is full, then giving up would make no room
+        crew.consumers.make_room()
+        assert len(crew.consumers.working) == 2
+
     def test_an_agent_that_does_not_end_in_time_goes_on_with_all_it_had(
         self, crew: Crew, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -786,20 +821,41 @@ class TestSwitch:
         until(lambda: crew.stream.consumers() == ["indexer:docs@2"], what="its place to be given up")
 
         # When the next life begins
-        asked: list[Resync] = []
         again = Crew(crew.ledger, crew.stream)
         for one in crew.ledger.generations():
             again.add(one)
         migrations._consumers = again.consumers
-        migrations._resync = SimpleNamespace(request=asked.append)  # type: ignore[assignment]
+        migrations._resync = SimpleNamespace(notify=lambda: None)  # type: ignore[assignment]
 
         # Then there is no way back before it was read again, and that is begun
         with pytest.raises(StillBusy, match="first copy has not begun"):
             migrations.rollback("docs")
         migrations.run(again.threads)
         until(lambda: crew.ledger.collection_fingerprint("docs") is not None, what="its copy to be asked for")
-        assert [(r.collections, r.reason) for r in asked] == [(("docs",), "first copy")]
+        asked = [(r.collections, r.reason) for r in crew.ledger.resyncs() if r.state == "running"]
+        assert asked == [(("docs",), "first copy")]
         again.close()
+
+    def test_a_copy_is_not_asked_for_once_nobody_would_apply_it(self, crew: Crew, migrations: Migrations) -> None:
+        # Given a new generation whose copy waits until everything can be seen
+        visible = threading.Event()
+        migrations._visible = lambda: visible.is_set
+        migrations._resync = SimpleNamespace(notify=lambda: None)  # type: ignore[assignment]
+        crew.consumers.start(crew.threads)
+        migrations.run(crew.threads)
+
+        # When it fails for good meanwhile
+        crew.indexers["indexer:docs@2"].fails = EmbeddingError("the model is gone")
+        until(lambda: crew.stream.consumers() == ["indexer"], what="its place to be given up")
+        visible.set()
+        copying = [t for t in crew.threads._threads if t.name == "copy docs@2"]
+        for thread in copying:
+            thread.join(10)
+
+        # Then nothing is asked for, and it counts as never read
+        assert len(copying) == 1
+        assert crew.ledger.resyncs() == []
+        assert crew.ledger.collection_fingerprint("docs@2") is None
 
     def test_an_unknown_collection_and_a_missing_generation_are_named(self, migrations: Migrations) -> None:
         with pytest.raises(UsageError, match="no collection 'dogs'"):
