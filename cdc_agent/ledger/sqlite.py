@@ -1,12 +1,8 @@
-"""The ledger in one SQLite file: one writing connection, one reading connection, every commit on disk.
-
-Searches read through the second connection, so they never wait for a writer's sync.
-"""
+"""The ledger in one SQLite file (``ledger.file``): the statements of its contract, every commit on disk."""
 
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,8 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from cdc_agent import queries
-from cdc_agent.errors import IdentityMismatch, LedgerError, LedgerFull
 from cdc_agent.ledger import rows
 from cdc_agent.ledger.base import (
     Checkpoint,
@@ -29,18 +23,12 @@ from cdc_agent.ledger.base import (
     SourceIdentity,
     SourceTable,
 )
+from cdc_agent.ledger.file import SQL, LedgerFile
 from cdc_agent.ledger.vectors import VectorCache
 from cdc_agent.lsn import Lsn
-from cdc_agent.sqlite_file import DAMAGED_HINT, is_damage, is_new, open_file, schema_is
 
 __all__ = ["SqliteLedger"]
 
-_SQL = queries.load("cdc_agent.ledger", "schema.sql")
-_VERSION = "2"
-#: What a file of each version that we can open holds. An older one gets what it lacks.
-_SCHEMAS = {"1": _SQL["schema"], _VERSION: f"{_SQL['schema']}\n{_SQL['since_2']}"}
-#: The state of a ledger whose file is not as it was written.
-_CORRUPT = "LEDGER_CORRUPT"
 #: So few documents are looked up one by one.
 _FEW = 2
 #: So many of the newest generations keep the second of their writing.
@@ -51,147 +39,109 @@ _LOOKED_UP_AT_ONCE = 500
 _SUSPECTED = 0
 
 
-class SqliteLedger:
+class SqliteLedger(LedgerFile):
     """See ``ledger.base.Ledger``."""
 
     def __init__(
         self, path: Path, *, embedding_cache_bytes: int = 256 << 20, wall_clock: Callable[[], float] = time.time
     ) -> None:
-        self._path = path
+        super().__init__(path)
         self._wall_clock = wall_clock
-        #: What was found damaged while it was in use.
-        self.damage: IdentityMismatch | None = None
-        self._writer = open_file(path, LedgerError, corrupt=_CORRUPT)
-        # Entered again by those who keep the counts true to what they commit. Taken before the other one.
-        self._write_lock = threading.RLock()
-        self._read_lock = threading.Lock()
         self._counts: dict[str, tuple[int, int]] = {}
-        self._reader = self._writer
         with self._translated():
-            # Embeddings are as private as the texts: what is deleted is overwritten.
-            self._writer.execute("pragma secure_delete = on")
-            self._writer.create_function("seal", -1, rows.seal, deterministic=True)
-            if not is_new(self._writer):
-                self._check_schema()
-            self._writer.executescript(_SCHEMAS[_VERSION])
-            self._reader = open_file(path, LedgerError, corrupt=_CORRUPT)
-            self._check_manifests()
+            for collection, document_id, *row in self._reader.execute(SQL["every_manifest"]):
+                rows.check_seal(collection, document_id, row)
             self._vectors = VectorCache(self._writer, embedding_cache_bytes)
-        self._uuid = self._meta("uuid")
-
-    def _check_schema(self) -> None:
-        version = self._meta("schema_version")
-        if version not in _SCHEMAS:
-            raise LedgerError(f"{self._path} has schema {version}", hint="it needs another cdc-agent version")
-        if not schema_is(self._writer, _SCHEMAS[version]):
-            raise self._damaged("its tables are not as they were made")
-
-    def _check_manifests(self) -> None:
-        for collection, document_id, *row in self._reader.execute(_SQL["every_manifest"]):
-            rows.check_seal(collection, document_id, row)
-
-    def _damaged(self, what: object) -> IdentityMismatch:
-        self.damage = IdentityMismatch(_CORRUPT, f"{self._path} is damaged: {what}", hint=DAMAGED_HINT)
-        return self.damage
-
-    @property
-    def uuid(self) -> str:
-        return self._uuid
-
-    def close(self) -> None:
-        with self._write_lock, self._read_lock:
-            self._writer.close()
-            self._reader.close()
 
     # -- identity and configuration ---------------------------------------------------------------------------
 
     def identity(self) -> SourceIdentity | None:
-        row = self._one(_SQL["load_identity"])
+        row = self._one(SQL["load_identity"])
         return rows.identity(row) if row else None
 
     def save_identity(self, identity: SourceIdentity) -> None:
         with self._transaction() as tx:
-            tx.execute(_SQL["save_identity"], rows.identity_row(identity))
+            tx.execute(SQL["save_identity"], rows.identity_row(identity))
             if identity.slot_ready:
-                tx.execute(_SQL["end_mendings"])
+                tx.execute(SQL["end_mendings"])
 
     def begin_mending(self, state: str, identity: SourceIdentity, at: float) -> None:
         with self._transaction() as tx:
-            tx.execute(_SQL["save_identity"], rows.identity_row(identity))
-            tx.execute(_SQL["begin_mending"], (state, at))
+            tx.execute(SQL["save_identity"], rows.identity_row(identity))
+            tx.execute(SQL["begin_mending"], (state, at))
 
     def mending(self) -> str | None:
-        row = self._one(_SQL["mending"])
+        row = self._one(SQL["mending"])
         return row[0] if row else None
 
     def mendings_since(self, state: str, at: float) -> int:
-        return int(self._one(_SQL["mendings_since"], (state, at))[0])
+        return int(self._one(SQL["mendings_since"], (state, at))[0])
 
     def rebase(self, at: float) -> None:
         with self._transaction() as tx:
             for what in ("tombstones", "manifests", "checkpoints", "dead_letters", "source_tables"):
-                tx.execute(_SQL[f"rebase_{what}"])
-            tx.execute(_SQL["seal_manifests"], (None,))
-            tx.execute(_SQL["rebase_resyncs"], (at,))
+                tx.execute(SQL[f"rebase_{what}"])
+            tx.execute(SQL["seal_manifests"], (None,))
+            tx.execute(SQL["rebase_resyncs"], (at,))
 
     def source_tables(self) -> dict[str, SourceTable]:
-        rows_ = self._all(_SQL["load_source_tables"])
+        rows_ = self._all(SQL["load_source_tables"])
         return {name: SourceTable(name=name, oid=oid, shape=shape) for name, oid, shape in rows_}
 
     def save_source_table(self, table: SourceTable) -> None:
         with self._transaction() as tx:
-            tx.execute(_SQL["save_source_table"], (table.name, table.oid, table.shape))
+            tx.execute(SQL["save_source_table"], (table.name, table.oid, table.shape))
 
     def collection_fingerprint(self, name: str) -> str | None:
-        row = self._one(_SQL["load_collection"], (name,))
+        row = self._one(SQL["load_collection"], (name,))
         return row[0] if row else None
 
     def save_collection(self, name: str, fingerprint: str) -> None:
         with self._transaction() as tx:
-            tx.execute(_SQL["save_collection"], (name, fingerprint))
+            tx.execute(SQL["save_collection"], (name, fingerprint))
 
     # -- generations ------------------------------------------------------------------------------------------
 
     def generations(self) -> list[Generation]:
-        return [rows.generation(row) for row in self._all(_SQL["generations"])]
+        return [rows.generation(row) for row in self._all(SQL["generations"])]
 
     def save_generation(self, generation: Generation) -> None:
         with self._transaction() as tx:
-            tx.execute(_SQL["save_generation"], rows.generation_row(generation))
+            tx.execute(SQL["save_generation"], rows.generation_row(generation))
 
     def switch_generation(self, collection: str, number: int, at: float) -> None:
         with self._transaction() as tx:
-            tx.execute(_SQL["switch_generation"], (collection, number, at))
+            tx.execute(SQL["switch_generation"], (collection, number, at))
 
     def drop_generation(self, generation: Generation, *, forget_agent: bool) -> None:
         physical = generation.physical
         with self._counting_anew(physical), self._transaction() as tx:
             for kind in ("manifests", "intents", "garbage", "dead_letters", "collection"):
-                tx.execute(_SQL[f"forget_{kind}"], (physical,))
-            tx.execute(_SQL["forget_resyncs"], (rows.names((physical,)),))
+                tx.execute(SQL[f"forget_{kind}"], (physical,))
+            tx.execute(SQL["forget_resyncs"], (rows.names((physical,)),))
             self._vectors.note_orphans(tx)
             if forget_agent:
-                tx.execute(_SQL["forget_agent"], (generation.agent,))
-            tx.execute(_SQL["save_generation"], rows.generation_row(replace(generation, state="dropped")))
+                tx.execute(SQL["forget_agent"], (generation.agent,))
+            tx.execute(SQL["save_generation"], rows.generation_row(replace(generation, state="dropped")))
 
     def leave_collection(self, generation: Generation) -> None:
         with self._transaction() as tx:
-            tx.execute(_SQL["forget_collection"], (generation.physical,))
-            tx.execute(_SQL["forget_resyncs"], (rows.names((generation.physical,)),))
+            tx.execute(SQL["forget_collection"], (generation.physical,))
+            tx.execute(SQL["forget_resyncs"], (rows.names((generation.physical,)),))
 
     def forget_agent(self, agent: str) -> None:
         with self._transaction() as tx:
-            tx.execute(_SQL["forget_agent"], (agent,))
+            tx.execute(SQL["forget_agent"], (agent,))
 
     def register_agent(self, agent: str, offset: int) -> Checkpoint:
         with self._transaction() as tx:
-            tx.execute(_SQL["register_agent"], (agent, offset))
+            tx.execute(SQL["register_agent"], (agent, offset))
         return self.checkpoint(agent)
 
     # -- the write protocol -----------------------------------------------------------------------------------
 
     def checkpoint(self, agent: str) -> Checkpoint:
-        row = self._one(_SQL["load_checkpoint"], (agent,))
+        row = self._one(SQL["load_checkpoint"], (agent,))
         return Checkpoint(offset=row[0], applied_lsn=Lsn(row[1])) if row else Checkpoint()
 
     def manifests(self, collection: str, document_ids: Iterable[str]) -> dict[str, Manifest]:
@@ -206,24 +156,24 @@ class SqliteLedger:
         plain = [document_id for document_id in wanted if "\0" not in document_id] if len(wanted) > _FEW else []
         for place in range(0, len(plain), _LOOKED_UP_AT_ONCE):
             part = rows.names(plain[place : place + _LOOKED_UP_AT_ONCE])
-            for document_id, *row in self._all(_SQL["load_manifests"], (collection, part)):
+            for document_id, *row in self._all(SQL["load_manifests"], (collection, part)):
                 yield document_id, row
         # JSON in SQLite ends at a NUL.
         for document_id in wanted if not plain else (d for d in wanted if "\0" in d):
-            found = self._one(_SQL["load_manifest"], (collection, document_id))
+            found = self._one(SQL["load_manifest"], (collection, document_id))
             if found is not None:
                 yield document_id, found
 
     def documents_of_relation(
         self, collection: str, relation_oid: int | None, *, after: str = "", limit: int = -1
     ) -> list[str]:
-        return [row[0] for row in self._all(_SQL["documents"], (collection, relation_oid, after, limit))]
+        return [row[0] for row in self._all(SQL["documents"], (collection, relation_oid, after, limit))]
 
     def documents_after(self, collection: str, document_id: str, limit: int) -> list[str]:
-        return [row[0] for row in self._all(_SQL["documents_after"], (collection, document_id, limit))]
+        return [row[0] for row in self._all(SQL["documents_after"], (collection, document_id, limit))]
 
     def unseen(self, collection: str, epoch: int, *, after: str = "", limit: int = -1) -> list[str]:
-        return [row[0] for row in self._all(_SQL["unseen"], (collection, epoch, after, limit))]
+        return [row[0] for row in self._all(SQL["unseen"], (collection, epoch, after, limit))]
 
     def generation(self) -> int:
         return int(self._meta("generation"))
@@ -244,24 +194,24 @@ class SqliteLedger:
                 for new in new_chunks
             }
             written = [(c, i) for (c, _), chunk_ids in ids.items() for i in chunk_ids]
-            tx.executemany(_SQL["insert_intent"], [(c, i, generation, agent) for c, i in (*written, *touched)])
+            tx.executemany(SQL["insert_intent"], [(c, i, generation, agent) for c, i in (*written, *touched)])
             self._vectors.use(tx, [(n.collection, n.document_id, h) for n in new_chunks for h in n.hashes])
             self._vectors.remember(tx, fingerprint, vectors)
         return generation, ids
 
     def _next_generation(self, tx: sqlite3.Connection) -> int:
-        generation = int(tx.execute(_SQL["next_generation"]).fetchone()[0])
-        tx.execute(_SQL["note_writing"], (generation, self._wall_clock()))
+        generation = int(tx.execute(SQL["next_generation"]).fetchone()[0])
+        tx.execute(SQL["note_writing"], (generation, self._wall_clock()))
         if generation % _WRITINGS_KEPT == 0:
-            tx.execute(_SQL["thin_writings"], (generation - _WRITINGS_KEPT,))
+            tx.execute(SQL["thin_writings"], (generation - _WRITINGS_KEPT,))
         return generation
 
     def written_at(self, chunk_id: str) -> float | None:
-        row = self._one(_SQL["written_at"], (int(chunk_id.rpartition("#")[2].partition(".")[0]),))
+        row = self._one(SQL["written_at"], (int(chunk_id.rpartition("#")[2].partition(".")[0]),))
         return None if row is None else float(row[0])
 
     def intents(self, agent: str) -> list[tuple[str, str]]:
-        return [(row[0], row[1]) for row in self._all(_SQL["intents"], (agent, None))]
+        return [(row[0], row[1]) for row in self._all(SQL["intents"], (agent, None))]
 
     def flip(self, flip: Flip) -> None:
         deltas: dict[str, tuple[int, int]] = {}
@@ -271,12 +221,12 @@ class SqliteLedger:
             for manifest in flip.manifests:
                 garbage += self._replace(tx, manifest, deltas, flip)
                 named.update((manifest.collection, chunk.id) for chunk in manifest.chunks)
-            tx.executemany(_SQL["save_manifest"], map(rows.manifest_row, flip.same))
-            if tx.execute(_SQL["any_dead_letter"]).fetchone() is not None:
+            tx.executemany(SQL["save_manifest"], map(rows.manifest_row, flip.same))
+            if tx.execute(SQL["any_dead_letter"]).fetchone() is not None:
                 # Where the chunks stay as they are, nothing of what was parked came into the index.
-                tx.executemany(_SQL["settle"], [rows.settled(flip.agent, manifest) for manifest in flip.manifests])
+                tx.executemany(SQL["settle"], [rows.settled(flip.agent, manifest) for manifest in flip.manifests])
             suspected = set(flip.suspected) & named
-            begun = tx.execute(_SQL["intents"], (flip.agent, flip.generation)).fetchall()
+            begun = tx.execute(SQL["intents"], (flip.agent, flip.generation)).fetchall()
             for collection, chunk_id, generation in begun:
                 place = (collection, chunk_id)
                 if place in named:
@@ -285,18 +235,18 @@ class SqliteLedger:
                     suspected.add(place)
                 else:
                     garbage.append(place)
-            tx.execute(_SQL["clear_intents"], (flip.agent, flip.generation))
-            tx.executemany(_SQL["insert_intent"], [(c, i, _SUSPECTED, flip.agent) for c, i in suspected])
-            tx.executemany(_SQL["insert_garbage"], garbage)
-            tx.executemany(_SQL["park"], [rows.dead_letter_row(letter) for letter in flip.dead_letters])
-            tx.executemany(_SQL["save_resync"], [rows.resync_progress(r) for r in flip.resyncs])
+            tx.execute(SQL["clear_intents"], (flip.agent, flip.generation))
+            tx.executemany(SQL["insert_intent"], [(c, i, _SUSPECTED, flip.agent) for c, i in suspected])
+            tx.executemany(SQL["insert_garbage"], garbage)
+            tx.executemany(SQL["park"], [rows.dead_letter_row(letter) for letter in flip.dead_letters])
+            tx.executemany(SQL["save_resync"], [rows.resync_progress(r) for r in flip.resyncs])
             checkpoint = flip.checkpoint
-            tx.execute(_SQL["save_checkpoint"], (flip.agent, checkpoint.offset, int(checkpoint.applied_lsn)))
+            tx.execute(SQL["save_checkpoint"], (flip.agent, checkpoint.offset, int(checkpoint.applied_lsn)))
 
     def _names(self, tx: sqlite3.Connection, collection: str, chunk_id: str) -> bool:
         """Whether a manifest names the chunk (an intent to change only its metadata, of an earlier life)."""
         document_id = chunk_id.rpartition("#")[0]
-        row = tx.execute(_SQL["load_manifest"], (collection, document_id)).fetchone()
+        row = tx.execute(SQL["load_manifest"], (collection, document_id)).fetchone()
         chunks = rows.manifest(collection, document_id, row).chunks if row else ()
         return any(chunk.id == chunk_id for chunk in chunks)
 
@@ -305,9 +255,9 @@ class SqliteLedger:
     ) -> list[tuple[str, str]]:
         """Save one manifest; returns the chunks that it drops."""
         place = (manifest.collection, manifest.document_id)
-        row = tx.execute(_SQL["load_manifest"], place).fetchone()
+        row = tx.execute(SQL["load_manifest"], place).fetchone()
         old = rows.manifest(*place, row) if row else None
-        tx.execute(_SQL["save_manifest"], rows.manifest_row(manifest))
+        tx.execute(SQL["save_manifest"], rows.manifest_row(manifest))
         documents, chunks = deltas.get(manifest.collection, (0, 0))
         was_live = old is not None and not old.deleted
         deltas[manifest.collection] = (
@@ -325,11 +275,11 @@ class SqliteLedger:
 
     def garbage(self, limit: int, collections: Sequence[str] | None = None) -> list[tuple[str, str]]:
         wanted = None if collections is None else rows.names(collections)
-        return [(row[0], row[1]) for row in self._all(_SQL["garbage"], (wanted, limit))]
+        return [(row[0], row[1]) for row in self._all(SQL["garbage"], (wanted, limit))]
 
     def clear_garbage(self, items: Iterable[tuple[str, str]]) -> None:
         with self._transaction() as tx:
-            tx.executemany(_SQL["clear_garbage"], list(items))
+            tx.executemany(SQL["clear_garbage"], list(items))
 
     def live(self, collection: str, chunk_ids: Iterable[str]) -> set[str]:
         wanted = set(chunk_ids)
@@ -340,9 +290,9 @@ class SqliteLedger:
     def known(self, collection: str, chunk_ids: Iterable[str]) -> set[str]:
         # Ids move from intent to manifest to garbage; asked in this order none can slip through in between.
         wanted = set(chunk_ids)
-        found = {i for i in wanted if self._one(_SQL["has_intent"], (collection, i))}
+        found = {i for i in wanted if self._one(SQL["has_intent"], (collection, i))}
         found |= self.live(collection, wanted - found)
-        return found | {i for i in wanted - found if self._one(_SQL["has_garbage"], (collection, i))}
+        return found | {i for i in wanted - found if self._one(SQL["has_garbage"], (collection, i))}
 
     def counts(self, collection: str) -> tuple[int, int]:
         with self._read_lock:
@@ -350,7 +300,7 @@ class SqliteLedger:
                 return self._counts[collection]
         # While nobody writes: a flip that is committed and not counted yet would be counted twice.
         with self._write_lock, self._read_lock, self._translated():
-            row = self._reader.execute(_SQL["counts"], (collection,)).fetchone()
+            row = self._reader.execute(SQL["counts"], (collection,)).fetchone()
             return self._counts.setdefault(collection, (row[0], row[1]))
 
     @contextmanager
@@ -376,7 +326,7 @@ class SqliteLedger:
     def cached_vectors(self, fingerprint: str, hashes: Iterable[bytes]) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = {}
         for text_hash in hashes:
-            row = self._one(_SQL["cached_vector"], (fingerprint, text_hash))
+            row = self._one(SQL["cached_vector"], (fingerprint, text_hash))
             vector = rows.vector(row[0]) if row is not None else None
             if vector is not None:
                 found[text_hash] = vector
@@ -393,14 +343,14 @@ class SqliteLedger:
 
     def forget_collection(self, name: str, then: Resync) -> Resync:
         with self._counting_anew(name), self._transaction() as tx:
-            tx.execute(_SQL["empty_manifests"], (name, rows.NO_CHUNKS))
-            tx.execute(_SQL["seal_manifests"], (name,))
-            tx.execute(_SQL["forget_intents"], (name,))
-            tx.execute(_SQL["forget_garbage"], (name,))
+            tx.execute(SQL["empty_manifests"], (name, rows.NO_CHUNKS))
+            tx.execute(SQL["seal_manifests"], (name,))
+            tx.execute(SQL["forget_intents"], (name,))
+            tx.execute(SQL["forget_garbage"], (name,))
             self._vectors.note_orphans(tx)
-            running = [rows.resync(row) for row in tx.execute(_SQL["resyncs"], (1, None)).fetchall()]
+            running = [rows.resync(row) for row in tx.execute(SQL["resyncs"], (1, None)).fetchall()]
             begun = next((r.id for r in running if _is_fresh(r, then)), None)
-            number = begun or tx.execute(_SQL["insert_resync"], rows.resync_row(then)).lastrowid
+            number = begun or tx.execute(SQL["insert_resync"], rows.resync_row(then)).lastrowid
         return next(r for r in self.resyncs() if r.id == number)
 
     def forget_vectors(self, fingerprint: str, hashes: Iterable[bytes]) -> None:
@@ -412,88 +362,49 @@ class SqliteLedger:
     def dead_letters(
         self, *, collection: str | None = None, reason: str | None = None, after: int = 0, limit: int = -1
     ) -> list[DeadLetter]:
-        return [rows.dead_letter(row) for row in self._all(_SQL["dead_letters"], (after, collection, reason, limit))]
+        return [rows.dead_letter(row) for row in self._all(SQL["dead_letters"], (after, collection, reason, limit))]
 
     def dead_letter_counts(self) -> dict[str, int]:
-        return dict(self._all(_SQL["dead_letter_counts"]))
+        return dict(self._all(SQL["dead_letter_counts"]))
 
     def dead_letter(self, letter_id: int) -> DeadLetter | None:
-        found = self._all(_SQL["dead_letter"], (letter_id,))
+        found = self._all(SQL["dead_letter"], (letter_id,))
         return rows.dead_letter(found[0]) if found else None
 
     def parked(self, collection: str, document_ids: Iterable[str]) -> set[str]:
-        return {d for d in document_ids if self._one(_SQL["is_parked"], (collection, d))}
+        return {d for d in document_ids if self._one(SQL["is_parked"], (collection, d))}
 
     def discard_dead_letter(self, letter_id: int) -> bool:
         with self._transaction() as tx:
-            return tx.execute(_SQL["discard"], (letter_id,)).rowcount == 1
+            return tx.execute(SQL["discard"], (letter_id,)).rowcount == 1
 
     def discard_dead_letters(self, *, collection: str | None = None, reason: str | None = None) -> int:
         with self._transaction() as tx:
-            return tx.execute(_SQL["discard_many"], (collection, reason)).rowcount
+            return tx.execute(SQL["discard_many"], (collection, reason)).rowcount
 
     def start_resync(self, resync: Resync) -> Resync:
         with self._transaction() as tx:
-            number = tx.execute(_SQL["insert_resync"], rows.resync_row(resync)).lastrowid
+            number = tx.execute(SQL["insert_resync"], rows.resync_row(resync)).lastrowid
         return replace(resync, id=number or 0)
 
     def save_resync(self, resync: Resync) -> None:
         with self._transaction() as tx:
-            tx.execute(_SQL["save_resync"], rows.resync_progress(resync))
+            tx.execute(SQL["save_resync"], rows.resync_progress(resync))
 
     def resyncs(self, *, running_only: bool = False) -> list[Resync]:
-        return [rows.resync(row) for row in self._all(_SQL["resyncs"], (int(running_only), None))]
+        return [rows.resync(row) for row in self._all(SQL["resyncs"], (int(running_only), None))]
 
     def resync(self, resync_id: int) -> Resync | None:
-        row = self._one(_SQL["resyncs"], (0, resync_id))
+        row = self._one(SQL["resyncs"], (0, resync_id))
         return rows.resync(row) if row else None
 
     def move_resync(self, resync_id: int, state: str, *, only: Sequence[str], at: float | None = None) -> bool:
         with self._transaction() as tx:
-            return tx.execute(_SQL["move_resync"], (resync_id, state, at, rows.names(only))).rowcount == 1
+            return tx.execute(SQL["move_resync"], (resync_id, state, at, rows.names(only))).rowcount == 1
 
     def prune_tombstones(self, collection: str, *, below_xid: int, up_to: Lsn) -> None:
         with self._transaction() as tx:
-            tx.execute(_SQL["prune_tombstones"], (collection, below_xid, int(up_to)))
-
-    # -- connections ------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._write_lock, self._translated():
-            self._writer.execute("begin immediate")
-            try:
-                yield self._writer
-                self._writer.execute("commit")
-            finally:
-                if self._writer.in_transaction:
-                    self._writer.execute("rollback")
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as exc:
-            if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-                raise LedgerFull(
-                    "the disk under the ledger is full", hint="free space; work goes on by itself"
-                ) from exc
-            if is_damage(exc):
-                raise self._damaged(exc) from exc
-            raise LedgerError(f"the ledger failed: {exc}", hint="check the file and its disk") from exc
-        except rows.Damaged as exc:
-            raise self._damaged(exc) from exc
-
-    def _one(self, statement: str, params: Sequence[Any] = ()) -> Any:
-        with self._read_lock, self._translated():
-            return self._reader.execute(statement, params).fetchone()
-
-    def _all(self, statement: str, params: Sequence[Any] = ()) -> list[Any]:
-        with self._read_lock, self._translated():
-            return self._reader.execute(statement, params).fetchall()
-
-    def _meta(self, key: str) -> str:
-        return str(self._one(_SQL["meta"], (key,))[0])
+            tx.execute(SQL["prune_tombstones"], (collection, below_xid, int(up_to)))
 
 
 def _is_fresh(running: Resync, wanted: Resync) -> bool:
