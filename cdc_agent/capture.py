@@ -22,6 +22,7 @@ from cdc_agent.lsn import Lsn
 from cdc_agent.retry import Backoff, Retrier, Stopping
 from cdc_agent.source.replication import ReplicationFeed, ServerIdentity
 from cdc_agent.stream.base import Position, Stream
+from cdc_agent.tracing import NO_TRACES, Traces
 
 __all__ = ["Capture", "Expand"]
 
@@ -105,10 +106,12 @@ class Capture:
         backoff: Backoff | None = None,
         progressed: Callable[[Lsn], None] = lambda _: None,
         reconnect: threading.Event | None = None,
+        traces: Traces = NO_TRACES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._feed = feed
         self._progressed = progressed
+        self._traces = traces
         self._reconnect = reconnect or threading.Event()
         self._in_transaction = in_transaction
         self._stream = stream
@@ -266,6 +269,7 @@ class Capture:
         if any(tx.resync_id for tx in expanded):
             hit("resync_after_append")
         self._durable = position.captured_lsn
+        self._traces.captured(expanded)
         metrics.CAPTURED_LSN.set(position.captured_lsn)
         metrics.STREAM_BYTES.set(self._stream.size_bytes())
         metrics.TRANSACTIONS.inc(sum(1 for tx in expanded if tx.end_lsn is not None and tx.changes))

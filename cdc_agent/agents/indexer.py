@@ -25,7 +25,7 @@ from cdc_agent.agents.inflight import InFlight
 from cdc_agent.agents.pacing import Deferred, Pacer
 from cdc_agent.agents.parking import dead_letter, still_indexed
 from cdc_agent.agents.planning import Collection, Plan, needs_row, plan
-from cdc_agent.agents.recent import Recent
+from cdc_agent.agents.recent import Recent, indexed_parts
 from cdc_agent.agents.rereading import reread
 from cdc_agent.agents.vectors import Vectorizer
 from cdc_agent.agents.watermark import Watermark
@@ -39,6 +39,7 @@ from cdc_agent.retry import Retrier, Stopping
 from cdc_agent.snapshot import Snapshot
 from cdc_agent.source.base import RowReader
 from cdc_agent.stream.base import Batch, Stream
+from cdc_agent.tracing import NO_TRACES, Stages, Traces
 from cdc_agent.vectorstore.records import CollectionDamaged, CollectionMissing
 
 __all__ = ["AGENT", "Indexer"]
@@ -94,12 +95,14 @@ class Indexer:
         stop: threading.Event,
         mender: Mender | None = None,
         recent: Recent | None = None,
+        traces: Traces = NO_TRACES,
         agent: str = AGENT,
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agent = agent
         self._mender = mender
+        self._traces = traces
         self._recent = recent or Recent(clock=wall_clock)
         self._suspects: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stream = stream
@@ -276,6 +279,7 @@ class Indexer:
 
     def _prepare(self, folded: Folded, checkpoint: Checkpoint, due: frozenset[tuple[str, str]]) -> Prepared:
         folds, resyncs = folded.folds, folded.resyncs
+        began_ns = time.time_ns()
         letters: list[DeadLetter] = []
         plans: list[Plan] = []
         for name, fold in folds.items():
@@ -285,7 +289,9 @@ class Indexer:
                 if made is not None and not self._put_off(made, due):
                     plans.append(made)
         hit("after_plan")
+        embedding_ns = time.time_ns()
         vectors, fresh = self._vectorizer.vectors(plans, letters, self._collections)
+        embedded_ns = time.time_ns()
         parked = {(letter.collection, letter.document_id) for letter in letters}
         plans = [p for p in plans if (p.collection, p.pending.document_id) not in parked]
         hit("after_embed")
@@ -302,6 +308,7 @@ class Indexer:
             resyncs=list(resyncs.values()),
         )
         prepared.live_lsn = self._deferred.safe(checkpoint).applied_lsn
+        prepared.planned_ns = (began_ns, embedding_ns, embedded_ns)
         kept = [still_indexed(self._collections[name], folds[name].pending[doc]) for name, doc in sorted(parked)]
         prepared.manifests += kept
         return prepared
@@ -430,8 +437,11 @@ class Indexer:
     def _write_planned(self, prepared: Prepared) -> None:
         try:
             if self._failed is None:
+                began_ns = time.time_ns()
                 as_planned = self._write_one(prepared)
                 self._finish(prepared)
+                if self._traces.on:
+                    self._traces.indexed(self._agent, indexed_parts(prepared.plans), _stages(prepared, began_ns))
                 if not as_planned:
                     self._failed = PlanAgainError("the store did not take everything at once")
         except TaintedError as exc:
@@ -488,6 +498,17 @@ class Indexer:
         """Vectors that belong to nobody go, once no resync may still want them."""
         if not any(resync.open for resync in self._ledger.resyncs()):
             self._writer_retrier.until_done("ledger", self._ledger.prune_vectors, (LedgerFull,))
+
+
+def _stages(prepared: Prepared, written_from_ns: int) -> Stages:
+    planned_from_ns, embedded_from_ns, embedded_to_ns = prepared.planned_ns
+    return Stages(
+        planned_from_ns=planned_from_ns,
+        embedded_from_ns=embedded_from_ns,
+        embedded_to_ns=embedded_to_ns,
+        written_from_ns=written_from_ns,
+        written_to_ns=time.time_ns(),
+    )
 
 
 def _new_chunks(prepared: Prepared) -> int:

@@ -15,8 +15,10 @@ from cdc_agent import metrics
 from cdc_agent.agents.planning import Plan
 from cdc_agent.events import Op
 from cdc_agent.freshness import FreshnessHistory
+from cdc_agent.lsn import Lsn
+from cdc_agent.tracing import IndexedPart
 
-__all__ = ["Indexed", "Recent"]
+__all__ = ["Indexed", "Recent", "indexed_parts"]
 
 #: Entries that are remembered.
 _KEPT = 500
@@ -78,6 +80,25 @@ class Recent:
         with self._lock:
             missing = min(self._number - number, len(self._entries))
             return [self._entries[i] for i in range(len(self._entries) - missing, len(self._entries))]
+
+
+def indexed_parts(plans: Iterable[Plan]) -> list[IndexedPart]:
+    """What each commit came to in each collection, of changes alone; a document counts for its last commit."""
+    found: dict[tuple[Lsn, str], list[Plan]] = {}
+    for plan in plans:
+        if plan.pending.touched and not plan.pending.from_resync:
+            found.setdefault((plan.pending.version.commit_lsn, plan.collection), []).append(plan)
+    return [
+        IndexedPart(
+            commit_lsn=lsn,
+            commit_ts_us=made[0].pending.commit_ts_us,
+            collection=collection,
+            documents=len(made),
+            new_chunks=sum(len(plan.new) for plan in made),
+            kept_chunks=sum(len(plan.kept) for plan in made if not plan.deleted),
+        )
+        for (lsn, collection), made in found.items()
+    ]
 
 
 def _is_news(plan: Plan) -> bool:

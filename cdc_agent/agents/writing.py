@@ -67,6 +67,8 @@ class Prepared:
     records: dict[tuple[str, str], list[Record]] = field(default_factory=dict)
     letters: list[DeadLetter] = field(default_factory=list)
     resyncs: Sequence[Resync] = ()
+    #: When planning began, when embedding began and when it ended, in Unix nanoseconds.
+    planned_ns: tuple[int, int, int] = (0, 0, 0)
     #: Chunks that an upsert which failed may still write once more, over what is written in place later.
     suspected: set[tuple[str, str]] = field(default_factory=set)
 

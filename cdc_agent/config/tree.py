@@ -290,6 +290,13 @@ class LogConfig(_Section):
     """text for people, json for machines (one object a line)."""
 
 
+class TracingConfig(_Section):
+    endpoint: str | None = Field(default=None, pattern=r"^https?://")
+    """OTLP/HTTP endpoint of a collector, such as `http://127.0.0.1:4318` (extra `otel`). Default: no traces."""
+    sample_ratio: float = Field(default=1.0, ge=0, le=1, allow_inf_nan=False)
+    """Share of commits that are traced, 0 to 1. Each costs some 0.1 ms: thousands a second want a small share."""
+
+
 class Config(BaseSettings):
     """The whole tree. Build it with ``load``: it reads files and makes paths absolute."""
 
@@ -326,6 +333,8 @@ class Config(BaseSettings):
     """The HTTP interface."""
     log: LogConfig = LogConfig()
     """Logging, to standard error."""
+    tracing: TracingConfig = TracingConfig()
+    """Traces from commit to found, by OpenTelemetry."""
 
     @classmethod
     def settings_customise_sources(

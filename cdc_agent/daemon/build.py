@@ -18,6 +18,7 @@ from cdc_agent.daemon.generations import Embedders, Planned, planned, remembered
 from cdc_agent.daemon.mail import Mail, open_mail
 from cdc_agent.daemon.migrations import Migrations, complete_drops, leave_unconfigured, settle_all
 from cdc_agent.daemon.models import build_embedder, collection_of
+from cdc_agent.daemon.otel import build_traces
 from cdc_agent.daemon.slot_watch import SlotWatch
 from cdc_agent.daemon.sources import (
     known_oids,
@@ -50,6 +51,7 @@ from cdc_agent.source.visibility import everything_visible
 from cdc_agent.storekeeper import StoreGuard, StoreWatch
 from cdc_agent.stream.base import Stream
 from cdc_agent.tables import TableGuard
+from cdc_agent.tracing import Traces
 from cdc_agent.vectorstore.base import VectorStore
 from cdc_agent.vectorstore.chroma_server import ChromaServer
 from cdc_agent.vectorstore.watched import WatchedStore
@@ -80,6 +82,7 @@ class Daemon:
     store_watch: StoreWatch
     indexer: Consumers
     recent: Recent
+    traces: Traces
     resync: ResyncRunner
     row_reader: SqlRowReader
     rereader: SqlRowReader
@@ -154,7 +157,8 @@ def build(
         connect_timeout_s=config.source.connect_timeout_s,
     )
     recent = Recent()
-    make = _indexers(config, stream, ledger, store, rereader, roots, keeper, recent)
+    traces = build_traces(config.tracing, f"{config.source.slot_name} {ledger.uuid}")
+    make = _indexers(config, stream, ledger, store, rereader, roots, keeper, recent, traces)
     indexer = Consumers(make=make, ledger=ledger, stream=stream)
     guard = source_guard(
         config,
@@ -204,6 +208,7 @@ def build(
         stop=stop,
         progressed=shapes.progressed,
         reconnect=shapes.reconnect,
+        traces=traces,
     )
     captures.append(capture)
     verify = verify_runner(
@@ -252,6 +257,7 @@ def build(
         store_watch=store_watch(config, keeper, indexer, chroma, files, health, stop),
         indexer=indexer,
         recent=recent,
+        traces=traces,
         resync=resync,
         row_reader=reader,
         rereader=rereader,
@@ -317,6 +323,7 @@ def _indexers(
     roots: Mapping[str, int],
     keeper: StoreGuard,
     recent: Recent,
+    traces: Traces,
 ) -> MakeIndexer:
 
     def make(agent: str, served: Sequence[Served], stop: threading.Event, health: Health) -> Indexer:
@@ -352,6 +359,7 @@ def _indexers(
             stop=stop,
             mender=keeper,
             recent=recent,
+            traces=traces,
             agent=agent,
         )
 

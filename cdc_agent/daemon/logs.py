@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -38,17 +39,45 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
+    """The message as people read it, and beside it what our messages are made of: ``event`` and its ``fields``."""
+
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line: dict[str, Any] = {
             "time": record.created,
             "level": record.levelname.lower(),
             "thread": record.threadName,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _unicode(record.getMessage()),
         }
+        if fields := _fields(record):
+            line |= {"event": record.msg.split(f"{next(iter(fields))}=%")[0].strip(), "fields": fields}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(line).decode()
+
+
+#: A placeholder of a message, and the name before it where it has one.
+_PLACEHOLDER = re.compile(r"(?:(\w+)=)?%(?!%)[-#0 +]*\d*(?:\.\d+)?[a-z]")
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    """What a message like ``resync done id=%d table=%s`` names; empty where it does not name every value."""
+    if not isinstance(record.msg, str) or not isinstance(record.args, tuple):
+        return {}
+    names = _PLACEHOLDER.findall(record.msg)
+    if len(names) != len(record.args) or not names or not names[0]:
+        return {}
+    return {name: _plain(value) for name, value in zip(names, record.args, strict=True) if name}
+
+
+def _plain(value: object) -> object:
+    is_number = isinstance(value, int | float) and type(value) in (int, float, bool)
+    return value if is_number or value is None else _unicode(str(value))
+
+
+def _unicode(text: str) -> str:
+    """JSON carries no half of a surrogate pair, and a path may hold one."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def configure(config: LogConfig) -> None:

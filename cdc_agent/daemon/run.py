@@ -224,6 +224,7 @@ class _Running:
             log.warning("abandoning work in hand threads=%s", ",".join(busy))
         self._http.stop()
         self._service.close()
+        daemon.traces.close()
         if daemon.chroma is not None:
             daemon.chroma.stop()
         if not busy:

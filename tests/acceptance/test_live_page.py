@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 from tests.support.browser import open_browser
 from tests.support.daemon import DaemonProcess
 from tests.support.fake_openai import FakeOpenAI, server_error
+from tests.support.otlp import Collector
 from tests.support.postgres import ALL_KINDS, Database, Servers
 from tests.support.wait import until
 
@@ -37,6 +38,7 @@ class World:
     daemon: DaemonProcess
     model: FakeOpenAI
     browser: Browser
+    collector: Collector
     complaints: list[str] = field(default_factory=list)
 
     def serve(self) -> None:
@@ -75,13 +77,14 @@ class World:
 def shared(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     pg = servers.database(ALL_KINDS[0])
     pg.execute("create table articles (id int primary key, title text, body text, lang text)")
-    with FakeOpenAI() as model, open_browser() as browser:
+    with FakeOpenAI() as model, Collector() as collector, open_browser() as browser:
         model.poison = "poison"
         settings = {
             "source": {"dsn": pg.dsn, "slot_name": pg.slot_name, "publication_name": pg.slot_name},
             "collections": [ARTICLES],
             "embedding": {"backend": "openai", "model": "fake", "url": model.base_url},
             "resync": {"rows_per_chunk": ROWS_PER_PAGE},
+            "tracing": {"endpoint": collector.url},
         }
         daemon = DaemonProcess(tmp_path_factory.mktemp("live"), settings)
         daemon.start()
@@ -90,7 +93,7 @@ def shared(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         pg.execute("analyze articles")
         daemon.wait_applied(pg.execute("select pg_current_wal_lsn()::text")[0][0])
         try:
-            yield World(pg=pg, daemon=daemon, model=model, browser=browser)
+            yield World(pg=pg, daemon=daemon, model=model, browser=browser, collector=collector)
         finally:
             daemon.close()
             pg.close()
@@ -337,6 +340,27 @@ def test_a_token_opens_the_page_and_offers_what_it_is_for(shared: World) -> None
     # And the token is nowhere but in this tab
     assert METRICS_TOKEN not in page.url
     assert page.evaluate("() => JSON.stringify(localStorage)") == "{}"
+
+
+# -- what machines are told --------------------------------------------------------------------------------------
+
+
+def test_a_commit_is_traced_until_it_is_found(world: World) -> None:
+    # When a row is committed
+    world.insert(10_080, "traced")
+    lsn = world.pg.execute("select pg_current_wal_lsn()::text")[0][0]
+    world.daemon.wait_applied(lsn)
+
+    # Then a collector is sent the trace of that commit, whole
+    def whole() -> set[str]:
+        traces: dict[bytes, set[str]] = {}
+        for span in world.collector.spans:
+            traces.setdefault(span.trace_id, set()).add(span.name)
+        return next((names for names in traces.values() if {"capture", "plan", "embed", "write"} <= names), set())
+
+    until(whole, 30.0, "the trace")
+    assert SECRET not in str(world.collector.spans)
+    assert "traced" not in str(world.collector.spans)
 
 
 def test_what_alerts_and_dashboard_ask_for_is_exported(world: World) -> None:

@@ -24,6 +24,7 @@ from cdc_agent.resync import MESSAGE_PREFIX, PageBoard, _Page
 from cdc_agent.retry import Backoff, Retrier
 from cdc_agent.source.base import RowSet, TableRows
 from cdc_agent.stream.sqlite import SqliteStream
+from cdc_agent.tracing import NO_TRACES, Traces
 from tests.support.scripted import (
     ROOT_OID,
     TABLE,
@@ -109,6 +110,7 @@ class Rig:
             file._writer.execute("pragma synchronous = off")
         self.embedder = CountingEmbedder()
         self.board = PageBoard()
+        self.traces: Traces = NO_TRACES
         self.collection: Collection = a_collection()
         self.health = Health()
         self.stop_signal = threading.Event()
@@ -144,6 +146,7 @@ class Rig:
             planner_retrier=self._retrier(),
             writer_retrier=self._retrier(),
             stop=self.stop_signal,
+            traces=self.traces,
         )
 
     def _retrier(self) -> Retrier:
@@ -180,7 +183,9 @@ class Rig:
 
     def append(self, tx: Transaction) -> None:
         """What capture does."""
-        self.stream.append([self.board.expand(tx) or tx])
+        expanded = self.board.expand(tx) or tx
+        self.stream.append([expanded])
+        self.traces.captured([expanded])
 
     def commit(self, *statements: Statement, hide: bool = False) -> None:
         self.append(self.database.commit(*statements, hide=hide))

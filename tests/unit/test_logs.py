@@ -54,3 +54,25 @@ def test_a_line_for_machines_stays_one_object(root: logging.Logger, monkeypatch:
 
     assert [json.loads(line)["level"] for line in lines] == ["warning", "error"]
     assert json.loads(lines[0])["message"] == f"renamed table={FORGED}"
+
+
+def test_machines_get_the_names_and_values_of_a_message(root: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given messages with names, with some, with none, and with half of a surrogate pair
+    out = io.StringIO()
+    monkeypatch.setattr("sys.stderr", out)
+    logs.configure(LogConfig(format="json"))
+    log = logging.getLogger("cdc_agent.test")
+    log.info("resync done id=%d table=%s rows=%d share=%.1f", 7, "public.docs", 12, 0.51)
+    log.info("%s stopped name=%s", "who", "indexer")
+    log.info("streaming")
+    log.info("cannot read path=%s", "a\udcff")
+
+    named, some, none, odd = map(json.loads, out.getvalue().splitlines())
+
+    # Then each value stands under its name and with its type, and a message without names is itself
+    assert named["message"] == "resync done id=7 table=public.docs rows=12 share=0.5"
+    assert named["event"] == "resync done"
+    assert named["fields"] == {"id": 7, "table": "public.docs", "rows": 12, "share": 0.51}
+    assert "fields" not in some
+    assert "fields" not in none
+    assert odd["fields"] == {"path": "a\\udcff"}
