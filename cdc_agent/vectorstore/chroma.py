@@ -1,14 +1,12 @@
 """Chroma as the vector store: over HTTP (its own Rust server) or embedded in this process.
 
-Owns what is peculiar about Chroma: its batch limits, its timeouts (its client has none), its stale handles, its
-errors. Measured with chromadb 1.5.9. Starting a server is `chroma_server`'s business.
+Owns what is peculiar about Chroma: its batch limits, its timeouts (its client has none), its stale handles. Measured
+with chromadb 1.5.9. What its errors mean is `chroma_faults`' business, starting a server `chroma_server`'s.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from operator import attrgetter, methodcaller
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,10 @@ import numpy.typing as npt
 from cdc_agent.documents.model import MetadataValue
 from cdc_agent.errors import StoreRejected, StoreUnavailable, VectorStoreError
 from cdc_agent.vectorstore.base import Hit, Record
+from cdc_agent.vectorstore.chroma_faults import WHERE, TooLarge, not_found, translated
 from cdc_agent.vectorstore.records import (
     CollectionMissing,
     StoreFailing,
-    StoreHungUp,
     check_metadata,
     check_records,
     last_of_each_id,
@@ -43,15 +41,8 @@ PAGE_OVERLAP = 200
 #: Longest wait for a connection, and for the answer to a ping.
 CONNECT_TIMEOUT_S = 5.0
 PING_TIMEOUT_S = 2.0
-_WHERE = "is the Chroma server running? `vectorstore.host` and `vectorstore.port` say where"
 #: What Chroma says when one id of a call is in its tables and not in its index, as during a delete.
 _ONE_ID = ("Error finding id", "Error getting embedding")
-#: What it says when it cannot write: nothing is damaged by that.
-_NO_ROOM = ("disk is full", "No space left", "readonly database", "disk I/O error")
-#: Statuses that blame what was sent.
-REFUSED = frozenset({400, 409, 413, 422})
-TOO_LARGE = 413
-FAILED = 500
 
 _COSINE = {"hnsw": {"space": "cosine"}}
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -91,7 +82,7 @@ class ChromaStore:
         def ping() -> None:
             answer = session.get(heartbeat, timeout=min(PING_TIMEOUT_S, timeout_s))
             if "nanosecond heartbeat" not in answer.raise_for_status().json():
-                raise StoreUnavailable(f"what answers on {host}:{port} is not a Chroma server", hint=_WHERE)
+                raise StoreUnavailable(f"what answers on {host}:{port} is not a Chroma server", hint=WHERE)
 
         return cls(api, ping=ping, close=session.close)
 
@@ -99,7 +90,7 @@ class ChromaStore:
     def embedded(cls, path: str | Path) -> ChromaStore:
         """A store in this process. No other process may open the path: its searches would go stale for good."""
         system = _system(is_persistent=True, persist_directory=str(path))
-        with _translated():
+        with translated():
             api = _server_api(system)
             system.start()
 
@@ -110,7 +101,7 @@ class ChromaStore:
 
     def open_collection(self, name: str, *, dimensions: int, marker: Mapping[str, MetadataValue]) -> dict[str, Any]:
         metadata = {key: value for key, value in marker.items() if value is not None} | {"hnsw:space": "cosine"}
-        with _translated():
+        with translated():
             model = self._api.create_collection(
                 self._name_of(name), metadata=metadata, configuration=_COSINE, get_or_create=True
             )
@@ -136,7 +127,7 @@ class ChromaStore:
         self.open_collection(name, dimensions=dimensions, marker=marker)
 
     def stored(self) -> dict[str, dict[str, Any]]:
-        with _translated():
+        with translated():
             return {str(model.name): dict(model.metadata or {}) for model in self._api.list_collections()}
 
     def alias(self, name: str, stored_as: str) -> None:
@@ -241,15 +232,15 @@ class ChromaStore:
     def drop_collection(self, name: str) -> None:
         self._handles.pop(name, None)
         self._dimensions.pop(name, None)
-        with _translated():
+        with translated():
             try:
                 self._api.delete_collection(self._name_of(name))
-            except _not_found():
+            except not_found():
                 # Already gone is what was asked for.
                 return
 
     def ping(self) -> None:
-        with _translated():
+        with translated():
             self._ping()
 
     def close(self) -> None:
@@ -260,7 +251,7 @@ class ChromaStore:
         """One call; if it is more bytes than the server takes, two of half the size."""
         try:
             self._with(collection, methodcaller("upsert", **_columns(records)))
-        except _TooLarge:
+        except TooLarge:
             if len(records) == 1:
                 raise
             middle = len(records) // 2
@@ -273,21 +264,17 @@ class ChromaStore:
 
     def _with(self, name: str, act: Callable[[Any], Any]) -> Any:
         """Act on a collection; one that was deleted and created again has a new identity, so look it up once more."""
-        with _translated():
+        with translated():
             if (handle := self._handles.get(name)) is not None:
                 try:
                     return act(handle)
-                except _not_found():
+                except not_found():
                     self._handles.pop(name, None)
             try:
                 handle = self._handles[name] = _handle(self._api, self._api.get_collection(self._name_of(name)))
                 return act(handle)
-            except _not_found() as exc:
+            except not_found() as exc:
                 raise CollectionMissing(name) from exc
-
-
-class _TooLarge(StoreRejected):
-    """One call carries more bytes than the server takes."""
 
 
 def _system(**settings: Any) -> Any:
@@ -360,73 +347,3 @@ def _check_cosine(name: str, configuration: Mapping[str, Any]) -> None:
             f"the collection {name} measures distance by {space}, not by cosine",
             hint="it was not created by cdc-agent; choose another `collections.name`, or delete the collection",
         )
-
-
-def _not_found() -> type[Exception]:
-    from chromadb.errors import NotFoundError
-
-    found: type[Exception] = NotFoundError
-    return found
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Errors of Chroma and of the network as ours."""
-    try:
-        yield
-    except VectorStoreError:
-        raise
-    except Exception as exc:
-        raise _translation(exc) from exc
-
-
-def _translation(exc: Exception) -> VectorStoreError:
-    if isinstance(exc, httpx.TransportError):
-        return _of_network(exc)
-    # The answer was no JSON: a proxy, or another kind of server.
-    if isinstance(exc, (json.JSONDecodeError, KeyError)):
-        return StoreUnavailable("the vector store answered with something that Chroma does not say", hint=_WHERE)
-    status = _status(exc)
-    if status == TOO_LARGE:
-        return _TooLarge("the vector store takes no record this large", hint="store less metadata with each chunk")
-    if status in REFUSED:
-        return StoreRejected(f"the vector store refuses this: {_first_line(exc)}")
-    failing = status == FAILED and not any(words in str(exc) for words in _NO_ROOM)
-    kind = StoreFailing if failing else StoreUnavailable
-    return kind(f"the vector store failed: {_first_line(exc)}", hint=_hint(status, exc))
-
-
-def _of_network(exc: httpx.TransportError) -> StoreUnavailable:
-    if isinstance(exc, httpx.TimeoutException):
-        return StoreUnavailable("the vector store did not answer in time", hint="it may be overloaded; look at its log")
-    if isinstance(exc, (httpx.RemoteProtocolError, httpx.ReadError)):
-        return StoreHungUp(f"the vector store cannot be reached: {exc}", hint=_WHERE)
-    return StoreUnavailable(f"the vector store cannot be reached: {exc}", hint=_WHERE)
-
-
-def _status(exc: Exception) -> int | None:
-    """The HTTP status behind an error, or the one that it would have."""
-    from chromadb.errors import ChromaError
-
-    if isinstance(exc, ChromaError):
-        return int(exc.code())
-    # Raised by the checks of Chroma's client, before anything was sent.
-    if isinstance(exc, (ValueError, TypeError)):
-        return 400
-    # Chroma raises a bare Exception for an answer that it does not know; the answer is in its context.
-    for cause in (exc, exc.__context__):
-        if isinstance(cause, httpx.HTTPStatusError):
-            return cause.response.status_code
-    return None
-
-
-def _hint(status: int | None, exc: Exception) -> str:
-    if status in (401, 403):
-        return "check `vectorstore.headers`"
-    if "hnsw segment" in str(exc):
-        return "check the free disk space; if there is enough, the index is damaged and has to be built again"
-    return ""
-
-
-def _first_line(exc: Exception) -> str:
-    return (str(exc).strip().partition("\n")[0] or type(exc).__name__)[:300]
