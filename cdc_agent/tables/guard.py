@@ -4,9 +4,6 @@ Nothing in the log says that a column was rewritten, a partition attached or a t
 shape of each table is remembered (``ledger.source_tables``), compared with the catalog on every connection, and
 looked at again while the server writes WAL. What differs is read again, which embeds only what is really different;
 what cannot be mended is a named state.
-
-A table is read again once every transaction that was under way when the difference was seen has ended: what the log
-said of these may have been decoded as the table was before.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cdc_agent import metrics
@@ -24,6 +21,7 @@ from cdc_agent.ledger.base import Ledger, SourceTable
 from cdc_agent.lsn import Lsn
 from cdc_agent.retry import Stopping
 from cdc_agent.source.shape import Difference, Seen, ShapeReader, TableShape, attached, compare
+from cdc_agent.tables.due import Dues
 
 __all__ = ["HOUSEKEEPING_BYTES", "Follow", "GuardedTable", "TableGuard"]
 
@@ -33,8 +31,6 @@ _TICK_S = 0.5
 #: A commit that changes a table writes more WAL than this (440 at least), what an idle server writes of itself is less
 #: (measured: tests/integration/test_shape_reader.py).
 HOUSEKEEPING_BYTES = 384
-#: Seconds that a resync waits for transactions that were under way, before it is made twice: now, and after them.
-_PATIENCE_S = 10.0
 #: For so many looks a table must be gone before its documents leave: one that is made again meanwhile is compared, and
 #: its vectors are used again, which would leave with the documents.
 _GONE_LOOKS = 3
@@ -63,23 +59,6 @@ class GuardedTable:
     @property
     def qualified_name(self) -> str:
         return f"{self.schema}.{self.name}"
-
-
-@dataclass(slots=True, kw_only=True)
-class _Due:
-    """A table to be read again: why, what it is then remembered as, up to which transaction all must have ended, and
-    not before which moment.
-
-    ``partitions``: only their rows (none: the whole table).
-    """
-
-    reason: str
-    remember: SourceTable
-    partitions: frozenset[int]
-    barrier: int
-    begin: float
-    deadline: float
-    asked: bool = False
 
 
 class TableGuard:
@@ -113,7 +92,6 @@ class TableGuard:
         self._health = health
         self._publish = publish
         self._publish_hint = publish_hint
-        self._request = request
         self._follow = follow
         self._mend = mend
         self._interval_s = interval_s
@@ -121,7 +99,7 @@ class TableGuard:
         self._clock = clock
         self._lock = threading.Lock()
         self._last: dict[str, TableShape | None] = {}
-        self._due: dict[str, _Due] = {}
+        self._due = Dues(request=request, ledger=ledger, condition=shapes.condition, clock=clock)
         self._problems: dict[str, str] = {}
         self._asked = False
         self._under_way = False
@@ -178,7 +156,7 @@ class TableGuard:
                     log.warning("cannot look at the tables error=%s", exc.message)
 
     def _is_due(self) -> bool:
-        if self._asked or any(not due.asked and self._clock() >= due.begin for due in self._due.values()):
+        if self._asked or self._due.waiting:
             return True
         moved = self._reached - self._looked_at >= HOUSEKEEPING_BYTES
         return (moved or self._under_way or bool(self._due)) and self._clock() >= self._next
@@ -196,7 +174,7 @@ class TableGuard:
             elif changed:
                 self._take_in(seen, starting=False)
             else:
-                self._settle(seen)
+                self._due.settle(seen)
 
     def _looked(self, reached: Lsn, seen: Seen) -> None:
         self._looked_at = max(self._looked_at, reached)
@@ -252,7 +230,7 @@ class TableGuard:
                 self._is_there(table, before, now, seen, first_ever=first_ever)
         for state in _STATES:
             metrics.MISMATCH.labels(state=state).set(state in self._problems.values())
-        self._settle(seen)
+        self._due.settle(seen)
 
     def _found(self, seen: Seen) -> dict[str, TableShape | None]:
         return {table.qualified_name: self._now(table, seen) for table in self._tables}
@@ -286,9 +264,9 @@ class TableGuard:
         self._report(name, error)
         if self._mend and before is not None and before.shape != _GONE:
             gone = SourceTable(name=name, oid=before.oid, shape=_GONE)
-            self._read_again(gone, {Difference.DROPPED}, seen, wait_s=_GONE_LOOKS * self._interval_s)
+            self._due.add(gone, {Difference.DROPPED}, seen, wait_s=_GONE_LOOKS * self._interval_s)
         else:
-            self._due.pop(name, None)
+            self._due.drop(name)
 
     def _is_unfit(self, table: GuardedTable, now: TableShape) -> bool:
         """Whether no document can be made of the table's rows; what the index has of them stays meanwhile."""
@@ -308,7 +286,7 @@ class TableGuard:
         else:
             return False
         self._report(table.qualified_name, error)
-        self._due.pop(table.qualified_name, None)
+        self._due.drop(table.qualified_name)
         self._ledger.save_source_table(SourceTable(name=table.qualified_name, oid=now.oid, shape=_UNFIT))
         return True
 
@@ -331,11 +309,11 @@ class TableGuard:
             came = frozenset[int]()
             if before is not None and differences == {Difference.PARTITIONS} and before.shape != _UNFIT:
                 came = attached(TableShape.from_json(before.shape), now)
-            self._read_again(fresh, differences, seen, came)
+            self._due.add(fresh, differences, seen, came)
             return
         if differences:
             log.warning("table renamed table=%s now=%s", table.qualified_name, now.qualified_name)
-        self._due.pop(table.qualified_name, None)
+        self._due.drop(table.qualified_name)
         if fresh != before:
             self._ledger.save_source_table(fresh)
 
@@ -355,47 +333,6 @@ class TableGuard:
     def _harmless(self) -> frozenset[Difference]:
         """A log that names tables by oid is not confused by another name."""
         return frozenset() if self._publish is None else frozenset({Difference.RENAMED})
-
-    def _read_again(
-        self,
-        remember: SourceTable,
-        differences: Collection[Difference],
-        seen: Seen,
-        partitions: frozenset[int] = frozenset(),
-        wait_s: float = 0.0,
-    ) -> None:
-        reason = "table " + ", ".join(sorted(differences))
-        known = self._due.get(remember.name)
-        if known is not None and known.remember == remember and known.reason == reason:
-            return
-        log.warning("table changed table=%s differences=%s", remember.name, ",".join(sorted(differences)))
-        for difference in differences:
-            metrics.TABLE_CHANGES.labels(difference=difference.value.replace(" ", "_")).inc()
-        self._due[remember.name] = _Due(
-            reason=reason,
-            remember=remember,
-            partitions=partitions,
-            barrier=max(seen.running, default=0),
-            begin=self._clock() + wait_s,
-            deadline=self._clock() + wait_s + _PATIENCE_S,
-        )
-
-    def _settle(self, seen: Seen) -> None:
-        """Have tables read again whose time has come, and remember them then: a crash in between repeats it."""
-        for name, due in list(self._due.items()):
-            if self._clock() < due.begin:
-                continue
-            if seen.xmin > due.barrier:
-                self._request(name, due.reason, self._condition(due))
-                self._ledger.save_source_table(due.remember)
-                del self._due[name]
-            elif not due.asked and self._clock() >= due.deadline:
-                reason = f"{due.reason}; again when transactions of that time have ended"
-                self._request(name, reason, self._condition(due))
-                due.asked = True
-
-    def _condition(self, due: _Due) -> str:
-        return self._shapes.condition(due.partitions) if due.partitions else ""
 
     # -- what is wrong ----------------------------------------------------------------------------------------
 
