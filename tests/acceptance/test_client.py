@@ -188,6 +188,43 @@ def test_a_hit_says_where_it_comes_from_and_how_old_it_is(pg: Database, index: I
     assert answer.freshness.lag_s is not None
 
 
+def test_a_document_is_read_whole_and_explained(pg: Database, index: Index) -> None:
+    # Given a row that was just written, and one that was never there
+    pg.execute("update articles set title = 'quartz', lang = 'de' where id = 7")
+    before = index.wait(NOW)
+
+    # When they are asked for by key, by id, or all at once
+    document = index.document(7)
+    explained = index.explain("public.articles:7")
+
+    # Then what is there has its text, its source and its time, and what is not says why
+    assert document is not None
+    assert (document.text, document.metadata, document.key) == ("quartz", {"lang": "de"}, ("7",))
+    assert document.freshness.applied_lsn >= before.applied_lsn
+    assert 0 < document.commit_lsn <= document.freshness.applied_lsn
+    [chunk] = document.chunks
+    assert chunk.committed_at is not None
+    assert chunk.written_at is not None
+    assert chunk.committed_at <= chunk.written_at
+    assert (explained.state, explained.in_index, explained.remedy) == ("indexed", True, "")
+    assert index.document(["77"]) is None
+    assert index.explain(77).state == "no_row"
+    assert [one.metadata for one in index.collections()] == [("lang",)]
+    assert index.freshness().applied_lsn >= before.applied_lsn
+
+
+def test_an_asynchronous_reader_reads_documents_too(daemon: DaemonProcess) -> None:
+    async def journey() -> tuple[str, str, str]:
+        async with AsyncIndex(daemon.url, "articles", timeout_s=60) as index:
+            assert (await index.freshness()).lag_s is not None
+            document = await index.document(3)
+            assert document is not None
+            [collection] = await index.collections()
+            return document.text, (await index.explain(3)).state, collection.name
+
+    assert asyncio.run(journey()) == ("title 3", "indexed", "articles")
+
+
 def test_what_is_not_committed_is_refused_and_not_waited_for(pg: Database, index: Index) -> None:
     with psycopg.connect(pg.dsn) as connection:
         connection.execute(UPDATE)

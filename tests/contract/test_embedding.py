@@ -185,7 +185,7 @@ print(embedder.model, embedder.dimensions, embedder.max_tokens, embedder.embed([
 
     def test_a_search_overtakes_a_batch_that_is_being_embedded(self, minilm: SentenceTransformersEmbedder) -> None:
         # Given a thread that embeds many texts
-        texts = [f"{number} " + "the quick brown fox " * 40 for number in range(160)]
+        texts = [f"{number} " + "the quick brown fox " * 40 for number in range(40)]
         batch = threading.Thread(target=minilm.embed, args=(texts,))
         batch.start()
         until(lambda: minilm._turnstile._busy, what="the first batch to be embedded")
@@ -220,10 +220,10 @@ print(embedder.model, embedder.dimensions, embedder.max_tokens, embedder.embed([
         texts = [f"text {number}" for number in range(16)]
         embedder.embed(texts)
 
-        # When somebody searches, then a batch is no longer than two short texts
+        # When somebody searches, then a batch is four short texts
         embedder.embed_query("a question")
         embedder.embed(texts)
-        assert sizes == [16, 1, *[2] * 8]
+        assert sizes == [16, 1, *[4] * 4]
         embedder.close()
 
     def test_a_closed_embedder_says_so(self) -> None:
