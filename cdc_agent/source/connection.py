@@ -16,7 +16,12 @@ from cdc_agent.errors import (
     SourceUnavailable,
 )
 
-__all__ = ["classify", "connect", "error_of_result"]
+__all__ = ["NO_TEXT_HINT", "classify", "connect", "error_of_result"]
+
+#: For bytes that are no text of any encoding, which only a database of encoding SQL_ASCII takes.
+NO_TEXT_HINT = (
+    "the database is SQL_ASCII: correct the row, `cdc-agent slot drop`, and start with `source.on_mismatch: resync`"
+)
 
 #: Value formats follow the connection's settings, so both plugins and all reads pin the same ones.
 _PINNED = (
@@ -78,6 +83,8 @@ def _classify(sqlstate: str | None, message: str) -> SourceError:
         return SourceUnavailable(f"Postgres is not available: {message}", hint="is the server running and reachable?")
     if sqlstate == "55P03":
         return SourceUnavailable(f"a table is locked: {message}", hint="it is read once the lock is gone")
+    if sqlstate == "22021":
+        return SourceError(f"a row holds bytes that are no text: {message}", hint=NO_TEXT_HINT)
     if sqlstate == "55006":
         return SlotBusy(f"the slot is in use: {message}", hint="another cdc-agent is running; this one waits for it")
     if sqlstate[:2] in ("28", "42") and sqlstate in ("28000", "28P01", "42501"):

@@ -23,6 +23,7 @@ from cdc_agent.errors import DecodeError
 from cdc_agent.events import UNCHANGED, Op, RawRow, RawValue, Relation, Transaction
 from cdc_agent.lsn import Lsn
 from cdc_agent.source.assembler import Assembler
+from cdc_agent.source.connection import NO_TEXT_HINT
 from cdc_agent.source.pgoutput import MESSAGE_PREFIX
 from cdc_agent.values import BYTEA_OID, FLOAT_OIDS
 
@@ -118,6 +119,8 @@ class Wal2JsonDecoder:
             if data.startswith(_LOGICAL_MESSAGE):
                 # Any application may write bytes that are no text into such a message; none of them is ours.
                 return _Message(action="M", transactional=_TRANSACTIONAL in data)
+            if isinstance(exc, UnicodeDecodeError):
+                raise DecodeError("a row holds bytes that are no text", hint=NO_TEXT_HINT) from exc
             raise DecodeError(f"malformed wal2json message of {len(payload)} bytes", hint=_HINT) from exc
 
     def _boundary(self, message: _Message, size: int) -> Transaction | None:

@@ -206,6 +206,7 @@ def test_sigterm_ends_an_idle_daemon_at_once(pg: Database, daemon: DaemonProcess
     assert_index_equals_table(daemon, pg)
 
 
+@pytest.mark.fault("stopped-in-a-batch")
 def test_sigterm_ends_a_daemon_whose_model_hangs_within_twenty_seconds(
     pg: Database, fake_openai: FakeOpenAI, new_daemon: NewDaemon
 ) -> None:
@@ -230,6 +231,7 @@ def test_sigterm_ends_a_daemon_whose_model_hangs_within_twenty_seconds(
     assert_index_equals_table(daemon, pg)
 
 
+@pytest.mark.fault("reloaded")
 def test_sighup_takes_a_good_configuration_and_shrugs_at_a_bad_one(pg: Database, daemon: DaemonProcess) -> None:
     # Given a daemon that logs everything, and a configuration that has become nonsense.
     good = daemon.path.read_text()
@@ -275,6 +277,7 @@ def refusal(daemon: DaemonProcess, code: int = REFUSED, *words: str) -> str:
     return error
 
 
+@pytest.mark.fault("two-daemons")
 def test_a_second_daemon_on_the_same_slot_with_its_own_state_is_refused(
     pg: Database, daemon: DaemonProcess, new_daemon: NewDaemon
 ) -> None:
@@ -290,6 +293,7 @@ def test_a_second_daemon_on_the_same_slot_with_its_own_state_is_refused(
 
 
 @pytest.mark.parametrize("mode", ["managed", "server"])
+@pytest.mark.fault("two-daemons")
 def test_a_second_daemon_with_the_same_state_waits_until_the_first_is_gone(
     pg: Database, new_daemon: NewDaemon, tmp_path: Path, mode: str
 ) -> None:
@@ -351,6 +355,7 @@ def test_a_dsn_that_leads_nowhere_is_refused(
     refusal(daemon, code, *words)
 
 
+@pytest.mark.fault("secrets-in-logs")
 def test_a_wrong_password_is_refused_and_never_written_down(private_pg: Database, new_daemon: NewDaemon) -> None:
     # Given a server that asks one role for its password.
     create_articles(private_pg)
@@ -397,6 +402,7 @@ def test_a_name_that_does_not_exist_is_refused_with_the_nearest_one(
     assert_index_equals_table(daemon, pg)
 
 
+@pytest.mark.fault("not-set-up")
 def test_a_server_without_logical_wal_is_refused(private_pg: Database, new_daemon: NewDaemon) -> None:
     create_articles(private_pg)
     private_pg.server.settings["wal_level"] = "replica"
@@ -410,6 +416,7 @@ def test_a_server_without_logical_wal_is_refused(private_pg: Database, new_daemo
     [("login replication", ["articles"]), ("login", ["replication"])],
     ids=["select", "replication"],
 )
+@pytest.mark.fault("not-set-up")
 def test_a_role_without_the_privilege_is_refused(
     pg: Database, new_daemon: NewDaemon, role: str, words: list[str]
 ) -> None:
@@ -424,6 +431,7 @@ def test_a_role_without_the_privilege_is_refused(
 
 
 @pytest.mark.postgres(versions=[16])
+@pytest.mark.fault("not-set-up")
 def test_a_plugin_that_the_server_does_not_have_is_refused(pg: Database, new_daemon: NewDaemon) -> None:
     create_articles(pg)
 
@@ -496,6 +504,7 @@ def test_an_embedding_url_that_leads_elsewhere_is_refused(
 
 
 @pytest.mark.parametrize(("space", "words"), [("cosine", ["STORE_REPLACED", "somebody else"]), ("l2", ["by l2"])])
+@pytest.mark.fault("store-wiped")
 def test_a_collection_of_somebody_else_is_left_alone(
     pg: Database, new_daemon: NewDaemon, tmp_path: Path, space: str, words: list[str]
 ) -> None:
@@ -561,6 +570,7 @@ def recreate_slot(pg: Database, daemon: DaemonProcess) -> None:
     [(drop_slot, "SLOT_LOST"), (advance_slot, "SLOT_ADVANCED"), (recreate_slot, "SLOT_ADVANCED")],
     ids=["dropped", "advanced", "recreated"],
 )
+@pytest.mark.fault("slot-lost")
 def test_a_slot_that_lost_our_place_is_refused_or_mended_without_embedding_what_is_known(
     pg: Database, daemon: DaemonProcess, damage: Callable[[Database, DaemonProcess], None], state: str
 ) -> None:
@@ -594,6 +604,7 @@ def mended(daemon: DaemonProcess) -> None:
     until(done, 60.0, "the table to be read again")
 
 
+@pytest.mark.fault("slot-lost")
 def test_a_slot_that_is_dropped_while_we_stream_ends_us_with_its_name(pg: Database, daemon: DaemonProcess) -> None:
     # Given a daemon that streams.
     # When somebody ends its connection and drops its slot.
@@ -635,6 +646,7 @@ def test_a_collection_that_is_configured_otherwise_is_refused(
     assert_index_equals_table(daemon, pg)
 
 
+@pytest.mark.fault("another-server")
 def test_another_server_behind_the_same_address_is_refused(
     private_pg: Database, servers: Servers, new_daemon: NewDaemon
 ) -> None:

@@ -72,6 +72,7 @@ def daemon(pg: Database, new_daemon: Callable[..., DaemonProcess]) -> DaemonProc
     return daemon
 
 
+@pytest.mark.fault("unchanged-toast")
 def test_new_metadata_and_touches_embed_nothing_also_where_the_text_is_toasted(
     pg: Database, daemon: DaemonProcess
 ) -> None:
@@ -101,6 +102,7 @@ def test_new_metadata_and_touches_embed_nothing_also_where_the_text_is_toasted(
     assert daemon.metric("cdc_agent_reread_rows_total") == 1
 
 
+@pytest.mark.fault("killed-around-an-acknowledgement")
 def test_a_transaction_that_was_never_acknowledged_embeds_nothing_after_a_kill(
     pg: Database, daemon: DaemonProcess
 ) -> None:
@@ -127,6 +129,7 @@ def test_a_transaction_that_was_never_acknowledged_embeds_nothing_after_a_kill(
     assert embedded(daemon) == 0
 
 
+@pytest.mark.fault("server-crashes")
 def test_a_slot_that_a_crash_of_postgres_rewound_embeds_nothing(
     private_pg: Database, new_daemon: Callable[..., DaemonProcess]
 ) -> None:
@@ -170,6 +173,7 @@ def rewrite_often(pg: Database) -> None:
             connection.execute("select pg_sleep(0.009)")
 
 
+@pytest.mark.fault("many-small-transactions")
 def test_five_hundred_versions_of_a_row_in_five_seconds_embed_a_handful(pg: Database, daemon: DaemonProcess) -> None:
     # Given one row, and nobody who waits for a commit (that would end every pause).
     write(pg, 1, paragraph("first"))
@@ -184,6 +188,7 @@ def test_five_hundred_versions_of_a_row_in_five_seconds_embed_a_handful(pg: Data
     assert spent <= HANDFUL
 
 
+@pytest.mark.fault("many-small-transactions")
 def test_a_slow_model_never_reads_versions_that_are_outdated_already(
     pg: Database, fake_openai: FakeOpenAI, new_daemon: Callable[..., DaemonProcess]
 ) -> None:
@@ -274,6 +279,7 @@ def test_texts_that_were_seen_before_embed_nothing(pg: Database, daemon: DaemonP
     assert embedded(daemon) == 0
 
 
+@pytest.mark.fault("key-changes", "unchanged-toast")
 def test_a_new_key_of_a_toasted_row_embeds_nothing(pg: Database, daemon: DaemonProcess) -> None:
     # Given a row whose text lies outside of it.
     write(pg, 1, paragraph("long", LONG // 10))

@@ -99,6 +99,18 @@ def test_every_failpoint_has_a_case() -> None:
 @pytest.mark.postgres(versions=[15], plugin="all")
 @pytest.mark.parametrize("mode", ["managed", "embedded"])
 @pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.fault(
+    "killed-before-embedding",
+    "killed-while-writing",
+    "killed-around-an-acknowledgement",
+    "killed-before-garbage",
+    "killed-in-a-first-copy",
+    "killed-between-copy-and-stream",
+    "killed-in-a-resync",
+    "killed-in-a-large-transaction",
+    "killed-while-stopping",
+    "reloaded",
+)
 def test_nothing_is_lost_doubled_or_stale_after_a_death(
     pg: Database, new_daemon: NewDaemon, case: Case, mode: str
 ) -> None:

@@ -59,6 +59,7 @@ def pass_time(seconds: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["same database", "another database"])
+@pytest.mark.fault("idle-tables")
 def test_traffic_that_is_not_ours_keeps_no_wal_for_us(
     private_pg: Database, new_daemon: Callable[..., DaemonProcess], where: str
 ) -> None:
@@ -85,6 +86,7 @@ def test_traffic_that_is_not_ours_keeps_no_wal_for_us(
 
 
 @pytest.mark.slow
+@pytest.mark.fault("idle-tables")
 def test_the_slot_follows_while_the_traffic_lasts(
     private_pg: Database, new_daemon: Callable[..., DaemonProcess]
 ) -> None:

@@ -88,6 +88,7 @@ def copy_is_done(daemon: DaemonProcess) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.postgres(versions="all", plugin="all")
+@pytest.mark.fault("killed-between-copy-and-stream")
 def test_a_copy_among_writers_ends_equal_to_the_table(pg: Database, new_daemon: NewDaemon) -> None:
     # Given a table that others write to all the time.
     create_docs(pg)
@@ -107,6 +108,7 @@ def test_a_copy_among_writers_ends_equal_to_the_table(pg: Database, new_daemon: 
 
 @pytest.mark.slow
 @pytest.mark.postgres(versions="all", plugin="all")
+@pytest.mark.fault("killed-in-a-first-copy")
 def test_a_copy_that_is_killed_goes_on_where_it_was(pg: Database, new_daemon: NewDaemon) -> None:
     # Given a daemon in the middle of its first copy, with writers.
     create_docs(pg)
@@ -160,6 +162,7 @@ def test_a_row_deleted_before_the_copy_reaches_it_or_after_is_not_in_the_index(
 
 
 @pytest.mark.postgres(versions="all", plugin="all")
+@pytest.mark.fault("not-yet-visible")
 def test_a_row_that_was_read_before_its_commit_was_visible_does_not_come_back(
     private_pg: Database, new_daemon: NewDaemon
 ) -> None:
@@ -225,6 +228,7 @@ def _watch(daemon: DaemonProcess, seen: list[dict[str, str]], enough: threading.
 
 
 @pytest.mark.postgres(versions=[15], plugin="pgoutput")
+@pytest.mark.fault("not-yet-visible")
 def test_a_commit_that_nobody_could_see_yet_is_in_a_collection_that_is_added(
     private_pg: Database, new_daemon: NewDaemon
 ) -> None:

@@ -85,6 +85,7 @@ def daemon(pg: Database, new_daemon: Callable[..., DaemonProcess]) -> DaemonProc
     return daemon
 
 
+@pytest.mark.fault("huge-transaction")
 def test_a_million_rows_in_one_transaction_reach_the_stream_in_flat_memory(pg: Database, daemon: DaemonProcess) -> None:
     # Given a daemon that has nothing to do.
     before = head_offset(daemon)
@@ -102,6 +103,7 @@ def test_a_million_rows_in_one_transaction_reach_the_stream_in_flat_memory(pg: D
     assert memory_bytes(daemon.pid, "VmHWM") - at_rest <= MOST_GROWTH_BYTES
 
 
+@pytest.mark.fault("huge-transaction", "killed-in-a-large-transaction")
 def test_a_kill_in_the_middle_of_a_million_rows_loses_and_doubles_nothing(pg: Database, daemon: DaemonProcess) -> None:
     # Given a daemon that is in the middle of a large transaction.
     before = head_offset(daemon)

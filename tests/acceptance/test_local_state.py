@@ -86,6 +86,7 @@ def inside(path: Path, words: bytes, *, last: bool = False) -> int:
 
 
 @pytest.mark.parametrize("how", ["removed", "emptied"])
+@pytest.mark.fault("ledger-damaged")
 def test_a_ledger_that_is_gone_is_begun_anew_with_the_vectors_of_the_store(
     pg: Database, stopped: DaemonProcess, how: str
 ) -> None:
@@ -116,6 +117,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.fault("ledger-damaged")
 def test_a_damaged_ledger_is_put_aside_and_begun_anew(pg: Database, stopped: DaemonProcess, how: str) -> None:
     # Given a daemon whose ledger is not as it was written
     ledger = file_of(stopped, "ledger")
@@ -129,6 +131,7 @@ def test_a_damaged_ledger_is_put_aside_and_begun_anew(pg: Database, stopped: Dae
 
 
 @pytest.mark.parametrize("mend", [True, False])
+@pytest.mark.fault("ledger-damaged")
 def test_a_ledger_that_is_damaged_under_our_hands(pg: Database, stopped: DaemonProcess, mend: bool) -> None:
     # Given a daemon that runs
     stopped.configure(source={"on_mismatch": "resync" if mend else "stop"})
@@ -153,6 +156,7 @@ def test_a_ledger_that_is_damaged_under_our_hands(pg: Database, stopped: DaemonP
     assert stopped.metric("cdc_agent_chunks_embedded_total") == 2
 
 
+@pytest.mark.fault("ledger-restored")
 def test_a_ledger_from_an_older_copy_is_not_believed(pg: Database, stopped: DaemonProcess, tmp_path: Path) -> None:
     # Given a daemon whose ledger was put back from a copy, after it went on with a newer one
     ledger = file_of(stopped, "ledger")
@@ -172,6 +176,7 @@ def test_a_ledger_from_an_older_copy_is_not_believed(pg: Database, stopped: Daem
 
 
 @pytest.mark.parametrize("how", ["removed", "emptied"])
+@pytest.mark.fault("stream-damaged")
 def test_a_stream_that_is_gone_is_begun_anew(pg: Database, stopped: DaemonProcess, how: str) -> None:
     # Given a daemon whose stream is gone
     stream = file_of(stopped, "stream")
@@ -186,6 +191,7 @@ def test_a_stream_that_is_gone_is_begun_anew(pg: Database, stopped: DaemonProces
     lives_on(stopped, pg)
 
 
+@pytest.mark.fault("stream-damaged")
 def test_a_stream_from_an_older_copy_is_not_believed(pg: Database, stopped: DaemonProcess, tmp_path: Path) -> None:
     # Given a daemon whose stream was put back from a copy, after it went on with a newer one
     stream = file_of(stopped, "stream")
@@ -205,6 +211,7 @@ def test_a_stream_from_an_older_copy_is_not_believed(pg: Database, stopped: Daem
 
 
 @pytest.mark.parametrize("how", ["truncated", "its middle zeroed", "a byte of its head flipped"])
+@pytest.mark.fault("stream-damaged")
 def test_a_damaged_stream_is_put_aside_and_begun_anew(pg: Database, stopped: DaemonProcess, how: str) -> None:
     # Given a daemon whose stream is not as it was written
     stream = file_of(stopped, "stream")
@@ -217,6 +224,7 @@ def test_a_damaged_stream_is_put_aside_and_begun_anew(pg: Database, stopped: Dae
     lives_on(stopped, pg)
 
 
+@pytest.mark.fault("state-lost")
 def test_a_state_that_is_gone_as_a_whole_is_begun_anew(pg: Database, stopped: DaemonProcess) -> None:
     # Given a daemon whose state folder is gone with everything in it
     shutil.rmtree(stopped.settings["state_dir"])

@@ -131,6 +131,7 @@ def _position(lsn: str) -> int:
     return (int(high, 16) << 32) + int(low, 16) if low else 0
 
 
+@pytest.mark.fault("model-swapped")
 def test_a_changed_configuration_is_a_named_state_and_never_a_mixed_index(pg: Database, new_daemon: NewDaemon) -> None:
     # Given an index
     create_table(pg, rows=5)
@@ -154,6 +155,7 @@ def test_a_changed_configuration_is_a_named_state_and_never_a_mixed_index(pg: Da
     assert_index_equals_table(daemon, pg)
 
 
+@pytest.mark.fault("model-swapped")
 def test_a_model_is_switched_under_load_rolled_back_and_switched_again(pg: Database, new_daemon: NewDaemon) -> None:
     # Given a daemon with a reader and a writer that never rest, and a configuration with another model and template
     create_table(pg)
@@ -226,6 +228,7 @@ def test_every_place_of_a_migration_has_a_death() -> None:
 @pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.parametrize(("place", "passage", "step"), DEATHS)
+@pytest.mark.fault("killed-in-a-migration")
 def test_a_migration_that_is_killed_goes_on_where_it_was(
     pg: Database, new_daemon: NewDaemon, place: str, passage: int, step: str
 ) -> None:

@@ -150,6 +150,7 @@ DAMAGES = [
 
 
 @pytest.mark.postgres(versions=[15], plugin="all")
+@pytest.mark.fault("slot-lost", "publication-lost")
 def test_what_was_lost_while_we_were_away_is_named_or_mended_without_embedding_anything(
     pg: Database, new_daemon: NewDaemon
 ) -> None:
@@ -179,6 +180,7 @@ def forget_mendings(daemon: DaemonProcess) -> None:
         ledger.execute("delete from mending")
 
 
+@pytest.mark.fault("killed-while-mending")
 def test_mending_goes_on_wherever_it_was_killed(pg: Database, new_daemon: NewDaemon) -> None:
     # Given a slot that is gone, and changes that went unheard.
     daemon = started(pg, new_daemon)
@@ -197,6 +199,7 @@ def test_mending_goes_on_wherever_it_was_killed(pg: Database, new_daemon: NewDae
     healed(daemon, pg, "SLOT_LOST")
 
 
+@pytest.mark.fault("slot-lost")
 def test_a_slot_that_is_lost_again_and_again_is_not_mended_for_ever(pg: Database, new_daemon: NewDaemon) -> None:
     # Given a daemon that mends, and somebody who drops its slot whenever it can.
     daemon = started(pg, new_daemon, source={"on_mismatch": "resync"})
@@ -214,6 +217,7 @@ def test_a_slot_that_is_lost_again_and_again_is_not_mended_for_ever(pg: Database
 
 @pytest.mark.parametrize("after", ["a change", "a while"])
 @pytest.mark.postgres(versions=[15, 18])
+@pytest.mark.fault("publication-lost")
 def test_a_publication_that_is_made_again_while_we_stream_is_named_or_mended(
     pg: Database, new_daemon: NewDaemon, after: str
 ) -> None:
@@ -238,6 +242,7 @@ def test_a_publication_that_is_made_again_while_we_stream_is_named_or_mended(
     refused(daemon, "PUBLICATION_LOST", start=False)
 
 
+@pytest.mark.fault("publication-lost")
 def test_a_publication_that_was_not_there_at_its_place_in_the_log_is_named_though_the_catalog_looks_well(
     pg: Database, new_daemon: NewDaemon
 ) -> None:
@@ -277,12 +282,37 @@ def overrun(pg: Database) -> None:
 
 
 @pytest.mark.postgres(versions=[15, 18])
+@pytest.mark.fault("slot-invalidated")
 def test_a_slot_whose_wal_was_removed_is_named_or_mended(private_pg: Database, new_daemon: NewDaemon) -> None:
     # Given a server that wrote more than it keeps for us while we were away.
     daemon = started(private_pg, new_daemon)
     assert daemon.terminate() == 0
     unheard(private_pg)
     overrun(private_pg)
+
+    refused(daemon, "SLOT_INVALIDATED")
+    daemon.start(ready=False, env=MEND)
+    healed(daemon, private_pg, "SLOT_INVALIDATED")
+
+
+@pytest.mark.postgres(versions=[18])
+@pytest.mark.fault("slot-timed-out")
+def test_a_slot_that_nobody_used_for_long_is_named_or_mended(private_pg: Database, new_daemon: NewDaemon) -> None:
+    # Given a server that keeps nothing for who is away longer than a second.
+    daemon = started(private_pg, new_daemon)
+    assert daemon.terminate() == 0
+    unheard(private_pg)
+    private_pg.execute("alter system set idle_replication_slot_timeout = '1s'")
+    private_pg.execute("select pg_reload_conf()")
+
+    def timed_out() -> bool:
+        private_pg.execute("select pg_switch_wal()")
+        private_pg.execute("checkpoint")
+        return private_pg.execute("select invalidation_reason from pg_replication_slots") == [("idle_timeout",)]
+
+    until(timed_out, 60.0, "the slot to be invalidated")
+    private_pg.execute("alter system reset idle_replication_slot_timeout")
+    private_pg.execute("select pg_reload_conf()")
 
     refused(daemon, "SLOT_INVALIDATED")
     daemon.start(ready=False, env=MEND)
@@ -310,6 +340,7 @@ def later_history(pg: Database, daemon: DaemonProcess) -> None:
     assert_index_equals_table(daemon, pg)
 
 
+@pytest.mark.fault("restored-backup")
 def test_a_server_that_was_restored_from_a_backup_is_named_or_mended_without_embedding_anything(
     private_pg: Database, new_daemon: NewDaemon
 ) -> None:
@@ -342,6 +373,7 @@ def test_a_server_that_was_restored_from_a_backup_is_named_or_mended_without_emb
     healed(daemon, pg, "SERVER_REWOUND", embedded=REVIVED)
 
 
+@pytest.mark.fault("restored-backup")
 def test_a_daemon_that_runs_while_its_server_is_set_back_begins_anew_in_the_same_process(
     private_pg: Database, new_daemon: NewDaemon
 ) -> None:
@@ -406,6 +438,7 @@ def promoted_in_place(primary: PostgresServer, standby: PostgresServer) -> None:
 @pytest.mark.parametrize(
     ("lossy", "state"), [(False, "SLOT_LOST"), (True, "SERVER_REWOUND")], ids=["lossless", "lossy"]
 )
+@pytest.mark.fault("promoted-standby")
 def test_a_standby_that_is_promoted_without_our_slot_is_named_or_mended(
     private_pg: Database, servers: Servers, new_daemon: NewDaemon, lossy: bool, state: str
 ) -> None:
@@ -413,6 +446,7 @@ def test_a_standby_that_is_promoted_without_our_slot_is_named_or_mended(
 
 
 @pytest.mark.postgres(versions=[15], plugin="wal2json")
+@pytest.mark.fault("promoted-standby")
 def test_another_timeline_is_named_or_mended_also_without_a_publication(
     private_pg: Database, servers: Servers, new_daemon: NewDaemon
 ) -> None:
@@ -451,6 +485,7 @@ def promote_without_our_slot(
 
 
 @pytest.mark.postgres(versions=[18])
+@pytest.mark.fault("promoted-standby")
 def test_a_standby_that_is_promoted_with_our_slot_is_followed_without_reading_anything_again(
     private_pg: Database, servers: Servers, new_daemon: NewDaemon
 ) -> None:
@@ -489,6 +524,7 @@ def test_a_standby_that_is_promoted_with_our_slot_is_followed_without_reading_an
         assert_index_equals_table(daemon, promoted)
 
 
+@pytest.mark.fault("another-server")
 def test_another_server_is_followed_only_when_the_operator_says_so(
     private_pg: Database, servers: Servers, new_daemon: NewDaemon
 ) -> None:
@@ -526,6 +562,7 @@ def test_another_server_is_followed_only_when_the_operator_says_so(
 # -- two daemons -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("two-daemons")
 def test_a_second_daemon_with_the_same_state_waits_and_takes_over(
     pg: Database, new_daemon: NewDaemon, tmp_path: Path
 ) -> None:
@@ -561,6 +598,7 @@ def test_a_second_daemon_with_the_same_state_waits_and_takes_over(
     assert second.metric("cdc_agent_chunks_embedded_total") == 1
 
 
+@pytest.mark.fault("two-daemons")
 def test_a_second_daemon_with_its_own_state_waits_for_the_slot_and_never_drops_it_while_it_is_used(
     pg: Database, new_daemon: NewDaemon
 ) -> None:

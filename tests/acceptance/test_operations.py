@@ -459,6 +459,19 @@ def named(step: str) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.postgres(versions="all", plugin="all")
+@pytest.mark.fault(
+    "unchanged-toast",
+    "key-changes",
+    "truncated",
+    "rolled-back",
+    "overlapping",
+    "columns-change",
+    "logical-messages",
+    "partitions",
+    "condition-left",
+    "strange-names",
+    "positions-that-repeat",
+)
 def test_the_index_follows_every_operation(pg: Database, new_daemon: NewDaemon) -> None:
     # Given tables of every shape with rows in them, and a daemon that has copied them.
     create_tables(pg)
@@ -481,6 +494,17 @@ def test_the_index_follows_every_operation(pg: Database, new_daemon: NewDaemon) 
 
 @pytest.mark.slow
 @pytest.mark.postgres(versions="all", plugin="all")
+@pytest.mark.fault(
+    "unchanged-toast",
+    "key-changes",
+    "truncated",
+    "rolled-back",
+    "overlapping",
+    "logical-messages",
+    "partitions",
+    "condition-left",
+    "positions-that-repeat",
+)
 def test_the_index_catches_up_with_every_operation_after_a_pause(pg: Database, new_daemon: NewDaemon) -> None:
     # Given a daemon that has copied the tables and was stopped.
     create_tables(pg)
@@ -512,6 +536,7 @@ def filler(pg: Database, count: int = 300) -> None:
 
 
 @pytest.mark.postgres(versions=[15], plugin="all")
+@pytest.mark.fault("unchanged-toast")
 def test_a_row_that_was_read_again_too_early_leaves_no_orphans_and_no_old_text(
     pg: Database, new_daemon: NewDaemon
 ) -> None:
@@ -558,6 +583,7 @@ def test_a_row_that_was_read_again_too_early_leaves_no_orphans_and_no_old_text(
 
 
 @pytest.mark.postgres(versions="all", plugin="all")
+@pytest.mark.fault("prepared-transaction")
 def test_a_prepared_transaction_counts_from_its_commit(private_pg: Database, new_daemon: NewDaemon) -> None:
     # Given a server that knows two-phase commit.
     pg = private_pg
@@ -585,6 +611,7 @@ def test_a_prepared_transaction_counts_from_its_commit(private_pg: Database, new
 
 
 @pytest.mark.postgres(versions="all", plugin="all")
+@pytest.mark.fault("columns-change")
 def test_a_renamed_column_parks_its_rows_until_it_is_back(pg: Database, new_daemon: NewDaemon) -> None:
     # Given a daemon whose metadata, text and predicate name columns.
     create_tables(pg)
@@ -620,6 +647,7 @@ def test_a_renamed_column_parks_its_rows_until_it_is_back(pg: Database, new_daem
 
 @pytest.mark.slow
 @pytest.mark.postgres(versions="all", plugin="all")
+@pytest.mark.fault("overlapping", "rolled-back")
 def test_many_writers_at_once_leave_the_index_equal_to_the_table(pg: Database, new_daemon: NewDaemon) -> None:
     # Given a running daemon.
     create_tables(pg)
@@ -692,6 +720,7 @@ def random_statement_on_parts(rng: random.Random, key: int, body: str) -> tuple[
 
 
 @pytest.mark.postgres(versions=[15], plugin="all")
+@pytest.mark.fault("unchanged-toast")
 def test_a_change_is_not_completed_from_a_row_that_is_older_than_itself(
     private_pg: Database, new_daemon: NewDaemon
 ) -> None:
@@ -731,6 +760,7 @@ def test_a_change_is_not_completed_from_a_row_that_is_older_than_itself(
 
 
 @pytest.mark.postgres(versions="all", plugin="all")
+@pytest.mark.fault("columns-change")
 def test_changes_are_not_lost_when_names_change_before_they_are_read(pg: Database, new_daemon: NewDaemon) -> None:
     # Given a daemon that is held up.
     create_tables(pg)

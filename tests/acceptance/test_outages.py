@@ -31,6 +31,9 @@ OUTAGE_S = 15.0
 #: WAL that Postgres may keep for us at any moment.
 LARGEST_LAG = 1 << 20
 
+#: After so long without a word from us the server gives a connection up.
+WAL_SENDER_TIMEOUT_S = 3
+
 ITEMS = {"name": "items", "table": "public.items", "text": "{title}\n\n{body}", "metadata": ["n"]}
 ROWS = 40
 
@@ -134,6 +137,7 @@ def openai(url: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["refuse", "blackhole", "reset"])
+@pytest.mark.fault("model-fails")
 def test_while_the_model_is_away_postgres_keeps_no_wal_and_all_is_caught_up_later(
     pg: Database, fake_openai: FakeOpenAI, new_daemon: Callable[..., DaemonProcess], way: str
 ) -> None:
@@ -153,6 +157,7 @@ def test_while_the_model_is_away_postgres_keeps_no_wal_and_all_is_caught_up_late
         healed(pg, daemon)
 
 
+@pytest.mark.fault("model-fails")
 def test_an_endpoint_that_asks_for_patience_is_given_it(
     pg: Database, fake_openai: FakeOpenAI, new_daemon: Callable[..., DaemonProcess]
 ) -> None:
@@ -219,6 +224,7 @@ def text_of(daemon: DaemonProcess, row: int) -> str:
     return next(t for i, t in texts_of(daemon.config, "items").items() if i.startswith(f"public.items:{row}#"))
 
 
+@pytest.mark.fault("poison", "old-version-stays")
 def test_one_refused_text_is_parked_and_its_neighbours_are_indexed(
     pg: Database, picky: tuple[DaemonProcess, FakeOpenAI]
 ) -> None:
@@ -259,6 +265,7 @@ def test_one_refused_text_is_parked_and_its_neighbours_are_indexed(
     assert letters(daemon) == []
 
 
+@pytest.mark.fault("poison")
 def test_a_dead_letter_is_replayed_once_the_endpoint_takes_its_text(
     pg: Database, picky: tuple[DaemonProcess, FakeOpenAI]
 ) -> None:
@@ -347,6 +354,7 @@ def test_a_discarded_letter_is_forgotten_and_the_old_version_stays(
 
 
 @pytest.mark.parametrize("discarded", [False, True], ids=["parked", "discarded"])
+@pytest.mark.fault("poison", "old-version-stays")
 def test_new_metadata_beside_a_refused_text_does_not_pass_the_old_text_off_as_the_new_one(
     pg: Database, picky: tuple[DaemonProcess, FakeOpenAI], discarded: bool
 ) -> None:
@@ -405,6 +413,7 @@ def chroma_pid(daemon: DaemonProcess) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.fault("store-hangs")
 def test_while_chroma_is_frozen_postgres_keeps_no_wal_and_all_is_caught_up_later(
     pg: Database, new_daemon: Callable[..., DaemonProcess]
 ) -> None:
@@ -429,6 +438,7 @@ def test_while_chroma_is_frozen_postgres_keeps_no_wal_and_all_is_caught_up_later
 
 
 @pytest.mark.slow
+@pytest.mark.fault("store-killed")
 def test_a_chroma_that_is_killed_again_and_again_is_started_again(
     pg: Database, new_daemon: Callable[..., DaemonProcess]
 ) -> None:
@@ -448,6 +458,7 @@ def test_a_chroma_that_is_killed_again_and_again_is_started_again(
 
 
 @pytest.mark.slow
+@pytest.mark.fault("store-away")
 def test_while_a_chroma_of_somebody_else_is_away_postgres_keeps_no_wal_and_all_is_caught_up_later(
     pg: Database, new_daemon: Callable[..., DaemonProcess], tmp_path: Path
 ) -> None:
@@ -477,6 +488,7 @@ def test_while_a_chroma_of_somebody_else_is_away_postgres_keeps_no_wal_and_all_i
 
 
 @pytest.mark.slow
+@pytest.mark.fault("walsender-ended")
 def test_a_walsender_that_is_terminated_twenty_times_costs_nothing_but_a_reconnect(
     pg: Database, new_daemon: Callable[..., DaemonProcess]
 ) -> None:
@@ -510,6 +522,7 @@ def stop_fast(pg: Database) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.fault("server-stops")
 def test_a_postgres_that_stops_is_not_held_up_and_found_again(
     private_pg: Database, new_daemon: Callable[..., DaemonProcess]
 ) -> None:
@@ -525,14 +538,16 @@ def test_a_postgres_that_stops_is_not_held_up_and_found_again(
             assert stop_fast(private_pg) < 10
             until(lambda: names_of_problems(daemon) == {"source"}, what="the loss to be seen")
 
-            # When it is started again, then the daemon is back by itself.
+            # When it is started again, then the daemon is back by itself, within ten seconds.
             private_pg.server.start()
             went_well.clear()
+            assert daemon.wait_streaming() < 10
             daemon.wait_ready(60.0)
     healed(private_pg, daemon)
 
 
 @pytest.mark.slow
+@pytest.mark.fault("server-stops")
 def test_a_postgres_that_stops_is_not_held_up_by_a_model_that_hangs(
     private_pg: Database, fake_openai: FakeOpenAI, new_daemon: Callable[..., DaemonProcess]
 ) -> None:
@@ -557,6 +572,7 @@ def test_a_postgres_that_stops_is_not_held_up_by_a_model_that_hangs(
 
 
 @pytest.mark.slow
+@pytest.mark.fault("black-hole")
 def test_a_network_that_swallows_everything_is_noticed_and_the_daemon_connects_again(
     pg: Database, pg_proxy: TcpProxy, new_daemon: Callable[..., DaemonProcess]
 ) -> None:
@@ -565,7 +581,7 @@ def test_a_network_that_swallows_everything_is_noticed_and_the_daemon_connects_a
     daemon = new_daemon(
         pg,
         collections=[ITEMS],
-        dsn=pg_proxy.dsn(pg.name) + "?options=-c%20wal_sender_timeout%3D3s",
+        dsn=pg_proxy.dsn(pg.name) + f"?options=-c%20wal_sender_timeout%3D{WAL_SENDER_TIMEOUT_S}s",
         source={"connect_timeout_s": 2.0},
     )
     daemon.start()
@@ -576,13 +592,15 @@ def test_a_network_that_swallows_everything_is_noticed_and_the_daemon_connects_a
         until(lambda: "source" in names_of_problems(daemon), 30.0, "the silence to be noticed")
         until(lambda: daemon.metric("cdc_agent_reconnects_total") >= reconnects + 3, 60.0, "more attempts")
 
-        # Then the daemon is back as soon as the network is.
+        # Then the daemon is back soon after the network is: it does not wait longer than that between two attempts.
         pg_proxy.let_through()
+        assert daemon.wait_streaming() < WAL_SENDER_TIMEOUT_S + 5
         daemon.wait_ready(60.0)
     healed(pg, daemon)
 
 
 @pytest.mark.slow
+@pytest.mark.fault("cut-in-a-message")
 def test_a_stream_that_is_cut_anywhere_is_taken_up_where_it_was(
     pg: Database, pg_proxy: TcpProxy, new_daemon: Callable[..., DaemonProcess]
 ) -> None:

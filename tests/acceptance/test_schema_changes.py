@@ -96,6 +96,7 @@ WHEN = pytest.mark.parametrize("when", [while_running, while_down])
 
 @ON_EACH_PLUGIN_AND_18
 @WHEN
+@pytest.mark.fault("table-rewritten")
 def test_a_column_that_is_rewritten_is_read_again(
     pg: Database, new_daemon: NewDaemon, when: Callable[..., None]
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_column_that_is_rewritten_is_read_again(
 
 
 @BOTH
+@pytest.mark.fault("table-rewritten")
 def test_a_column_that_comes_with_values_is_read_without_embedding(pg: Database, new_daemon: NewDaemon) -> None:
     # Given a column in the metadata
     make_docs(pg)
@@ -157,6 +159,7 @@ def run_together(pg: Database, *statements: str) -> None:
 
 @ON_EACH_PLUGIN_AND_18
 @WHEN
+@pytest.mark.fault("table-recreated")
 def test_a_table_that_is_dropped_and_made_again_is_followed(
     pg: Database, new_daemon: NewDaemon, when: Callable[..., None]
 ) -> None:
@@ -189,6 +192,7 @@ def test_a_table_that_is_dropped_and_made_again_is_followed(
 
 @BOTH
 @WHEN
+@pytest.mark.fault("table-renamed")
 def test_two_tables_that_are_swapped_by_renaming(
     pg: Database, new_daemon: NewDaemon, when: Callable[..., None]
 ) -> None:
@@ -216,6 +220,7 @@ def test_two_tables_that_are_swapped_by_renaming(
 
 
 @BOTH
+@pytest.mark.fault("table-renamed")
 def test_two_watched_tables_that_are_swapped_by_renaming(pg: Database, new_daemon: NewDaemon) -> None:
     # Given two tables that are both watched
     make_docs(pg)
@@ -242,6 +247,7 @@ def test_two_watched_tables_that_are_swapped_by_renaming(pg: Database, new_daemo
 
 @BOTH
 @WHEN
+@pytest.mark.fault("table-renamed")
 def test_a_renamed_table_is_followed_under_its_configured_name(
     pg: Database, new_daemon: NewDaemon, when: Callable[..., None]
 ) -> None:
@@ -270,6 +276,7 @@ def test_a_renamed_table_is_followed_under_its_configured_name(
 
 
 @BOTH
+@pytest.mark.fault("table-renamed")
 def test_a_table_that_moves_to_another_schema_is_followed(pg: Database, new_daemon: NewDaemon) -> None:
     make_docs(pg)
     daemon = start(pg, new_daemon)
@@ -299,6 +306,7 @@ def make_parts(pg: Database) -> None:
 
 @ON_EACH_PLUGIN_AND_18
 @WHEN
+@pytest.mark.fault("partitions")
 def test_a_partition_that_is_attached_with_rows_is_read(
     pg: Database, new_daemon: NewDaemon, when: Callable[..., None]
 ) -> None:
@@ -324,6 +332,7 @@ def test_a_partition_that_is_attached_with_rows_is_read(
 @BOTH
 @WHEN
 @pytest.mark.parametrize("how", ["alter table docs detach partition docs_low", "drop table docs_low"])
+@pytest.mark.fault("partitions")
 def test_rows_of_a_partition_that_leaves_leave_the_index(
     pg: Database, new_daemon: NewDaemon, when: Callable[..., None], how: str
 ) -> None:
@@ -364,6 +373,7 @@ def leave_and_join(pg: Database) -> None:
 
 @pytest.mark.postgres(versions=[15, 18])
 @WHEN
+@pytest.mark.fault("publication-altered")
 def test_a_table_that_was_out_of_the_publication_is_read_again(
     pg: Database, new_daemon: NewDaemon, when: Callable[..., None]
 ) -> None:
@@ -386,6 +396,7 @@ def resyncs_of(daemon: DaemonProcess, reason: str) -> list[dict[str, Any]]:
 
 @PGOUTPUT
 @WHEN
+@pytest.mark.fault("publication-altered")
 def test_a_table_out_of_the_publication_stops_the_daemon_with_the_command(
     pg: Database, new_daemon: NewDaemon, when: Callable[..., None]
 ) -> None:
@@ -418,6 +429,7 @@ def test_a_table_out_of_the_publication_stops_the_daemon_with_the_command(
 
 @PGOUTPUT
 @WHEN
+@pytest.mark.fault("publication-altered")
 def test_a_table_out_of_the_publication_is_put_back_where_that_is_wanted(
     pg: Database, new_daemon: NewDaemon, when: Callable[..., None]
 ) -> None:
@@ -442,6 +454,7 @@ def test_a_table_out_of_the_publication_is_put_back_where_that_is_wanted(
 
 @BOTH
 @WHEN
+@pytest.mark.fault("other-identity")
 def test_another_key_gives_every_document_another_id(
     pg: Database, new_daemon: NewDaemon, when: Callable[..., None]
 ) -> None:
@@ -471,6 +484,7 @@ def test_another_key_gives_every_document_another_id(
 
 
 @BOTH
+@pytest.mark.fault("other-identity")
 def test_another_replica_identity_changes_no_document(pg: Database, new_daemon: NewDaemon) -> None:
     make_docs(pg)
     daemon = start(pg, new_daemon)
@@ -485,6 +499,7 @@ def test_another_replica_identity_changes_no_document(pg: Database, new_daemon: 
 
 
 @PGOUTPUT
+@pytest.mark.fault("no-identity")
 def test_a_table_without_a_key_is_named_and_mends_itself(pg: Database, new_daemon: NewDaemon) -> None:
     make_docs(pg)
     make_docs(pg, "others", 5)
@@ -507,6 +522,7 @@ def test_a_table_without_a_key_is_named_and_mends_itself(pg: Database, new_daemo
 
 
 @BOTH
+@pytest.mark.fault("columns-change")
 def test_a_column_that_is_missing_is_named_and_parks_nothing(pg: Database, new_daemon: NewDaemon) -> None:
     make_docs(pg)
     daemon = start(pg, new_daemon)
@@ -529,6 +545,7 @@ def test_a_column_that_is_missing_is_named_and_parks_nothing(pg: Database, new_d
 
 
 @BOTH
+@pytest.mark.fault("table-dropped")
 def test_a_dropped_table_is_named_while_the_others_go_on(pg: Database, new_daemon: NewDaemon) -> None:
     # Given two tables
     make_docs(pg)
@@ -561,6 +578,7 @@ def test_a_dropped_table_is_named_while_the_others_go_on(pg: Database, new_daemo
 
 
 @PGOUTPUT
+@pytest.mark.fault("table-recreated")
 def test_a_table_that_is_made_again_soon_embeds_nothing(pg: Database, new_daemon: NewDaemon) -> None:
     # Given an index of a table, and a daemon that mends what it can
     make_docs(pg)
@@ -585,6 +603,7 @@ def test_a_table_that_is_made_again_soon_embeds_nothing(pg: Database, new_daemon
 
 @BOTH
 @WHEN
+@pytest.mark.fault("table-dropped")
 def test_documents_of_a_dropped_table_leave_the_index_where_that_is_wanted(
     pg: Database, new_daemon: NewDaemon, when: Callable[..., None]
 ) -> None:
@@ -634,6 +653,7 @@ def test_a_new_partition_has_no_other_row_read(pg: Database, new_daemon: NewDaem
 
 
 @BOTH
+@pytest.mark.fault("partitions")
 def test_a_partition_that_was_changed_while_it_was_away(pg: Database, new_daemon: NewDaemon) -> None:
     make_parts(pg)
     daemon = start(pg, new_daemon)

@@ -116,6 +116,7 @@ def persist_often(daemon: DaemonProcess) -> None:
     httpx.put(f"{place}/{collection['id']}", json=wanted).raise_for_status()
 
 
+@pytest.mark.fault("store-wiped")
 def test_a_collection_that_was_deleted_while_we_were_down(
     rows: Database, chroma: ChromaServer, remote: DaemonProcess
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_collection_that_was_deleted_while_we_were_down(
     assert embedded(remote) == 1
 
 
+@pytest.mark.fault("store-wiped")
 def test_a_collection_that_is_deleted_while_we_run(rows: Database, chroma: ChromaServer, remote: DaemonProcess) -> None:
     # Given a daemon that may mend
     indexed(remote, rows, on_mismatch="resync")
@@ -157,6 +159,7 @@ def test_a_collection_that_is_deleted_while_we_run(rows: Database, chroma: Chrom
     stopped(remote, "STORE_REPLACED")
 
 
+@pytest.mark.fault("store-wiped")
 def test_a_store_whose_folder_was_wiped(rows: Database, managed: DaemonProcess) -> None:
     # Given a daemon whose store's folder is gone
     indexed(managed, rows)
@@ -171,6 +174,7 @@ def test_a_store_whose_folder_was_wiped(rows: Database, managed: DaemonProcess) 
     assert embedded(managed) == 0
 
 
+@pytest.mark.fault("store-wiped")
 def test_a_collection_of_somebody_else_is_never_touched(
     rows: Database, chroma: ChromaServer, remote: DaemonProcess
 ) -> None:
@@ -203,6 +207,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.fault("store-damaged")
 def test_a_store_that_was_damaged_while_we_were_down(rows: Database, managed: DaemonProcess, how: str) -> None:
     # Given a store that is not as it was written
     indexed(managed, rows)
@@ -220,6 +225,7 @@ def test_a_store_that_was_damaged_while_we_were_down(rows: Database, managed: Da
     assert embedded(managed) == 0
 
 
+@pytest.mark.fault("store-damaged", "store-killed")
 def test_a_server_that_is_killed_and_comes_back_with_a_damaged_index(rows: Database, managed: DaemonProcess) -> None:
     # Given a daemon that may mend, and an index on disk
     indexed(managed, rows, on_mismatch="resync")
@@ -236,6 +242,7 @@ def test_a_server_that_is_killed_and_comes_back_with_a_damaged_index(rows: Datab
     assert embedded(managed) == before
 
 
+@pytest.mark.fault("store-damaged", "store-killed")
 def test_a_server_that_is_killed_and_does_not_come_back(rows: Database, managed: DaemonProcess) -> None:
     # Given a daemon that may mend
     indexed(managed, rows, on_mismatch="resync")

@@ -163,6 +163,7 @@ print(embedder.model, embedder.dimensions, embedder.max_tokens, embedder.embed([
         # Then meaning decides
         assert cats @ query > invoices @ query + 0.3
 
+    @pytest.mark.fault("oversize-text")
     def test_the_window_is_used_to_its_last_token_and_not_beyond(self, minilm: SentenceTransformersEmbedder) -> None:
         # Given a text of exactly the window, one a token longer, and the same one whose last word differs
         full, longer = "word " * minilm.max_tokens, "word " * (minilm.max_tokens + 1)
@@ -298,6 +299,7 @@ class TestOpenAI:
         # Then each text has its own vector
         np.testing.assert_allclose(vectors, [fake_openai.vector_of(text) for text in "abc"], atol=1e-6)
 
+    @pytest.mark.fault("model-fails")
     def test_a_rate_limit_says_when_to_come_back(self, fake_openai: FakeOpenAI, remote: OpenAIEmbedder) -> None:
         # When the endpoint asks for a wait, and then just fails
         fake_openai.script(openai.rate_limited(retry_after_s=7), openai.server_error(503))
@@ -325,6 +327,7 @@ class TestOpenAI:
         assert caught.value.retryable
         assert remote.embed(["a", "b"]).shape == (2, 8)
 
+    @pytest.mark.fault("model-fails")
     def test_an_endpoint_that_hangs_is_given_up_in_time(self, connect: Any, fake_openai: FakeOpenAI) -> None:
         # Given an endpoint that does not answer
         fake_openai.script(openai.hang())
@@ -338,6 +341,7 @@ class TestOpenAI:
         # Then we did not wait for long
         assert time.monotonic() - begun < 5
 
+    @pytest.mark.fault("model-fails")
     def test_an_endpoint_that_trickles_is_given_up_in_time(self, connect: Any) -> None:
         # Given an endpoint that sends a byte now and then, so that every single read is quick
         with Trickle() as url:
@@ -398,6 +402,7 @@ class TestOpenAI:
             remote.embed(["a"])
         assert "embedding.url" in caught.value.hint
 
+    @pytest.mark.fault("broken-vector")
     def test_vectors_of_other_dimensions_are_another_model(
         self, fake_openai: FakeOpenAI, remote: OpenAIEmbedder
     ) -> None:
@@ -409,6 +414,7 @@ class TestOpenAI:
         # Then trying again is no use
         assert not caught.value.retryable
 
+    @pytest.mark.fault("broken-vector")
     def test_a_broken_vector_is_asked_for_again_alone(self, fake_openai: FakeOpenAI, remote: OpenAIEmbedder) -> None:
         # Given an answer with NaN in the first vector
         fake_openai.script(openai.not_a_number())
@@ -420,6 +426,7 @@ class TestOpenAI:
         assert [request.texts for request in fake_openai.requests] == [("a", "b", "c"), ("a",)]
         np.testing.assert_allclose(vectors, [fake_openai.vector_of(text) for text in "abc"], atol=1e-6)
 
+    @pytest.mark.fault("broken-vector")
     def test_a_text_whose_vector_stays_broken_is_to_blame(
         self, fake_openai: FakeOpenAI, remote: OpenAIEmbedder
     ) -> None:

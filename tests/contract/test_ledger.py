@@ -756,6 +756,7 @@ class TestSqliteFile:
     def path(self, tmp_path: Path) -> Path:
         return tmp_path / "ledger.db"
 
+    @pytest.mark.fault("disk-full")
     def test_a_full_disk_changes_nothing_and_passes(self, path: Path) -> None:
         # Given a ledger on a disk that is full to the last page
         ledger = SqliteLedger(path)
@@ -818,6 +819,7 @@ class TestSqliteFile:
             with pytest.raises(LedgerError):
                 act()
 
+    @pytest.mark.fault("ledger-damaged")
     def test_a_damaged_file_is_refused_with_a_remedy(self, path: Path) -> None:
         ledger = SqliteLedger(path)
         for number in range(200):
@@ -906,6 +908,7 @@ class TestSqliteFile:
         assert ledger._one("select count(*) from writing")[0] < 2_400
         ledger.close()
 
+    @pytest.mark.fault("ledger-damaged")
     def test_a_file_of_another_version_is_refused(self, path: Path) -> None:
         SqliteLedger(path).close()
         with sqlite3.connect(path) as connection:

@@ -173,6 +173,7 @@ class TestAppending:
         assert versions(everything(stream)) == [(100, 1), (200, 1), (300, 1)]
         assert position.captured_lsn == 308
 
+    @pytest.mark.fault("positions-that-repeat")
     def test_a_commit_that_begins_where_the_last_one_ended_is_a_new_one(self, stream: Stream) -> None:
         stream.append([transaction(100, 1)])
 
@@ -277,6 +278,7 @@ def parts(number: int, ordinals: list[int], cuts: list[bool]) -> list[Transactio
 
 @settings(max_examples=40, deadline=None)
 @given(given_=deliveries(), data=st.data())
+@pytest.mark.fault("positions-that-repeat", "killed-in-a-large-transaction")
 def test_any_parts_any_crash_any_redelivery_come_to_the_same_sequence(
     given_: tuple[list[list[int]], list[list[list[bool]]]], data: st.DataObject
 ) -> None:
@@ -569,6 +571,7 @@ class TestRetention:
 
 
 class TestFull:
+    @pytest.mark.fault("stream-full")
     def test_a_full_stream_refuses_and_goes_on_when_somebody_has_read(self, open_stream: Opener) -> None:
         # Given a stream that is full of what an agent needs
         stream = open_stream(max_bytes=3_000)
@@ -609,6 +612,7 @@ class TestFull:
 
         assert versions(everything(stream)) == [(200, 1)]
 
+    @pytest.mark.fault("stream-full")
     def test_a_redelivery_after_it_was_full_is_neither_lost_nor_doubled(self, open_stream: Opener) -> None:
         # Given a stream that was full in the middle of a commit
         stream = open_stream(max_bytes=2_000)
@@ -644,6 +648,7 @@ class TestSqliteFile:
         yield stream
         stream.close()
 
+    @pytest.mark.fault("disk-full")
     def test_a_full_disk_is_a_full_stream_and_nothing_is_half_written(self, full: SqliteStream, path: Path) -> None:
         # When a commit does not fit on the disk
         with pytest.raises(StreamFull):
@@ -673,6 +678,7 @@ class TestSqliteFile:
             with pytest.raises(StreamError):
                 act()
 
+    @pytest.mark.fault("stream-damaged")
     def test_a_damaged_file_is_refused_with_a_remedy(self, path: Path) -> None:
         # Given a file in whose middle somebody wrote
         stream = SqliteStream(path)

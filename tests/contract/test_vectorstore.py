@@ -172,6 +172,7 @@ class TestWrites:
         [hit] = store.query(name, vector(NORTH), k=5)
         assert (hit.text, round(hit.score, 5)) == ("new", 1.0)
 
+    @pytest.mark.fault("store-limits")
     def test_metadata_is_merged_and_none_removes_a_key(self, store: VectorStore, name: str) -> None:
         # Given a record with three keys
         store.upsert(name, [record("a", stays=1, changes="old", goes="x")])
@@ -191,6 +192,7 @@ class TestWrites:
         assert [found.metadata for found in store.get(name, ["empty", "lost", "never"])] == [{}, {}, {}]
         assert [hit.metadata for hit in store.query(name, vector(EAST), k=3)] == [{}, {}, {}]
 
+    @pytest.mark.fault("store-limits")
     def test_of_an_id_that_a_batch_names_twice_the_last_one_wins(self, store: VectorStore, name: str) -> None:
         # When one batch holds an id twice
         store.upsert(name, [record("a", EAST, "first"), record("b"), record("a", NORTH, "last")])
@@ -199,6 +201,7 @@ class TestWrites:
         assert all_ids(store, name) == {"a", "b"}
         assert get_one(store, name, "a").text == "last"
 
+    @pytest.mark.fault("store-limits")
     def test_more_records_than_one_call_takes_are_all_written(self, store: VectorStore, name: str) -> None:
         # Given two and a half calls' worth of records
         ids = [f"doc#{n}" for n in range(2 * chroma.RECORDS_PER_CALL + 50)]
@@ -264,6 +267,7 @@ class TestWrites:
         ],
         ids=lambda bad: f"{bad.id}-{bad.metadata}"[:30],
     )
+    @pytest.mark.fault("store-limits")
     def test_a_record_that_no_store_keeps_as_it_is_is_rejected(
         self, store: VectorStore, name: str, bad: Record
     ) -> None:
@@ -281,6 +285,7 @@ class TestWrites:
         with pytest.raises(StoreRejected):
             store.update_metadata(name, {"a": {"key": float("inf")}})
 
+    @pytest.mark.fault("store-limits", "position-order")
     def test_the_largest_integers_are_kept(self, store: VectorStore, name: str) -> None:
         store.upsert(name, [record("a", lsn=2**63 - 1, low=-(2**63))])
         assert get_one(store, name, "a").metadata == {"lsn": 2**63 - 1, "low": -(2**63)}

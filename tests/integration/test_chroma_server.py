@@ -99,6 +99,7 @@ def freeze(server: ChromaServer) -> int:
     return pid
 
 
+@pytest.mark.fault("store-killed")
 def test_a_server_that_was_killed_is_started_again_and_has_everything(
     server: ChromaServer, connect: Callable[..., ChromaStore]
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_server_that_was_killed_is_started_again_and_has_everything(
     assert [hit.id for hit in store.query("kept", EAST, k=1)] == ["a"]
 
 
+@pytest.mark.fault("store-killed")
 def test_a_server_that_dies_again_and_again_is_started_after_growing_pauses(server: ChromaServer, clock: Clock) -> None:
     # Given a server that died once and was started at once
     kill(server)
@@ -151,6 +153,7 @@ def test_a_server_that_dies_again_and_again_is_started_after_growing_pauses(serv
     assert server.is_alive
 
 
+@pytest.mark.fault("store-hangs")
 def test_calls_to_a_server_that_hangs_end_in_time(server: ChromaServer, connect: Callable[..., ChromaStore]) -> None:
     # Given a store that has been used, a new one, and a server that is stopped in its tracks
     used, new = connect(server, timeout_s=1), connect(server, timeout_s=1)

@@ -151,6 +151,7 @@ def test_every_kind_of_server_can_be_examined(articles: Database) -> None:
     assert articles.execute("select 1 from pg_publication") == []
 
 
+@pytest.mark.fault("strange-names")
 def test_names_with_quotes_and_capitals_are_quoted_in_hints(pg: Database) -> None:
     # Given
     pg.execute('create schema "My ""Schema"; create table "My ""Schema"."Weird; Table" ("Key" int)')
@@ -385,6 +386,7 @@ def write_pg_hba(pg: Database, *lines: str) -> None:
         admin.execute("select pg_reload_conf()")
 
 
+@pytest.mark.fault("secrets-in-logs")
 def test_a_wrong_password_is_named_and_never_shown(private_articles: Database) -> None:
     # Given
     pg = private_articles
@@ -468,6 +470,7 @@ def test_a_server_without_tls_is_named(pg: Database) -> None:
 # --- server settings
 
 
+@pytest.mark.fault("not-set-up")
 def test_wal_level_replica_is_mended_by_its_hint(private_articles: Database) -> None:
     # Given
     pg = private_articles
@@ -485,6 +488,7 @@ def test_wal_level_replica_is_mended_by_its_hint(private_articles: Database) -> 
     assert failures(examine(pg)) == []
 
 
+@pytest.mark.fault("not-set-up")
 def test_used_up_replication_slots_are_mended_by_the_hint(private_articles: Database) -> None:
     # Given
     pg = private_articles
@@ -522,6 +526,7 @@ def replication_connection(pg: Database) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
+@pytest.mark.fault("not-set-up")
 def test_used_up_wal_senders_are_mended_by_the_hint(private_articles: Database) -> None:
     # Given
     pg = private_articles
@@ -616,6 +621,7 @@ def test_a_standby_is_named_and_the_primary_asked_for(private_articles: Database
 # --- the role
 
 
+@pytest.mark.fault("not-set-up")
 def test_a_role_without_replication_is_mended_by_the_hint(articles: Database, reader: str) -> None:
     # Given
     articles.execute(f"alter role {reader} noreplication")
@@ -751,6 +757,7 @@ def allow_plugins(pg: Database, libraries: str) -> None:
 
 
 @pytest.mark.postgres(versions=[15], plugin="wal2json")
+@pytest.mark.fault("slot-creation-waits")
 def test_an_open_write_transaction_is_named_and_nobody_hangs(articles: Database) -> None:
     # Given
     writer = articles.connect(autocommit=False)
@@ -1014,6 +1021,7 @@ def test_rows_that_row_security_hides_are_found(articles: Database, reader: str)
         ),
     ],
 )
+@pytest.mark.fault("no-identity")
 def test_a_table_without_a_key_gets_one_from_the_hint(pg: Database, create: str, reason: str) -> None:
     # Given
     pg.execute(create)

@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,17 @@ class DaemonProcess:
             return self.problems() == []
 
         until(ready, timeout_s, "the daemon to be ready")
+
+    def wait_streaming(self, timeout_s: float = START_S) -> float:
+        """Wait until changes are being read from Postgres; returns how many seconds that took."""
+        began = time.monotonic()
+
+        def streaming() -> bool:
+            problems = self.problems()
+            return problems is not None and all(problem["name"] != "source" for problem in problems)
+
+        until(streaming, timeout_s, "the daemon to stream")
+        return time.monotonic() - began
 
     @property
     def running(self) -> bool:

@@ -79,6 +79,11 @@ class TcpProxy:
         #: Connections accepted so far, and bytes that reached clients.
         self.connections = 0
         self.bytes_to_client = 0
+        #: What reached a hole so far, in both directions, and how often ``cut_after`` has cut.
+        self.swallowed = bytearray()
+        self.cuts = 0
+        #: Set it, and the target does not hear that a client has gone: what it sent is carried out all the same.
+        self.hides_departures = False
 
     def __enter__(self) -> Self:
         self._listen()
@@ -186,8 +191,11 @@ class TcpProxy:
                 if not piece:
                     self._may_carry(link)  # A hole swallows the end of a connection, too.
                     break
+                if self._mode == "blackhole":
+                    self.swallowed += piece
                 self._carry(link, piece, destination)
-            self._finish(link, destination)
+            if not (self.hides_departures and origin is link.client):
+                self._finish(link, destination)
         except OSError:
             self._forget(link)
             link.reset()
@@ -230,6 +238,7 @@ class TcpProxy:
         self.bytes_to_client += allowed
         if is_last:
             self.drop_connections()
+            self.cuts += 1
 
     def _spend(self, wanted: int) -> tuple[int, bool]:
         """How many of these bytes may pass, and whether the cut comes after them."""

@@ -449,6 +449,7 @@ class AnyHistoryOfWal2Json(AnyHistory):
 
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("machine", [AnyHistory, AnyHistoryOfWal2Json], ids=["pgoutput", "wal2json"])
+@pytest.mark.fault("torn-read", "killed-while-writing", "late-write", "answer-lost")
 def test_every_promise_holds_in_any_history(machine: type[AnyHistory]) -> None:
     chosen = settings(
         max_examples=settings.default.max_examples // 2, deadline=None, suppress_health_check=list(HealthCheck)

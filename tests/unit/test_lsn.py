@@ -32,6 +32,7 @@ def test_what_is_no_position_is_refused_by_name(text: str) -> None:
 
 
 @given(POSITIONS, POSITIONS)
+@pytest.mark.fault("position-order")
 def test_positions_are_in_the_order_of_their_numbers_and_not_of_their_texts(a: int, b: int) -> None:
     assert (Lsn(a) < Lsn(b)) == (a < b)
 

@@ -35,6 +35,7 @@ LONGEST_STOP_S = _DRAIN_S + GRACE_S + 2 + ChromaServer(Path())._stop_timeout_s
 
 
 @pytest.mark.parametrize("name", OURS)
+@pytest.mark.fault("supply-chain")
 def test_our_containers_can_do_nothing_they_need_not(name: str) -> None:
     service = SERVICES[name]
 
@@ -171,6 +172,7 @@ def test_no_registry_is_written_into_the_image() -> None:
     )
 
 
+@pytest.mark.fault("supply-chain")
 def test_the_image_has_the_torch_of_the_development_environment() -> None:
     wanted = re.search(r"CDC_AGENT_TORCH:-([^}]+)", (ROOT / "scripts" / "setup").read_text())
 

@@ -256,6 +256,7 @@ def test_nothing_is_read_before_what_is_older_than_the_new_slot_can_be_seen(
     assert known.slot_ready
 
 
+@pytest.mark.fault("slot-creation-waits", "killed-while-mending")
 def test_a_restart_while_the_new_slot_waits_for_open_transactions_leaves_no_gap(folder: Path, server: Server) -> None:
     # Given a lost slot whose successor cannot be made yet
     server.slot = None
@@ -294,6 +295,7 @@ def test_a_slot_that_was_lost_in_the_middle_of_a_commit_is_mended_once(folder: P
     life.end()
 
 
+@pytest.mark.fault("slot-creation-waits")
 def test_a_first_slot_that_was_half_made_is_made_again_without_a_resync(tmp_path: Path, server: Server) -> None:
     # Given a first start that was killed right after the slot was made
     life = Life(tmp_path, kill_at="append")

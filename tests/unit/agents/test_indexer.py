@@ -352,6 +352,7 @@ def test_a_row_that_moved_on_before_it_was_read_again_belongs_to_its_new_partiti
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.fault("torn-read")
 def test_no_document_is_ever_seen_in_an_older_version_than_before(rig: Rig, seed: int) -> None:
     # Given documents whose titles only ever count upward
     chance = random.Random(seed)
@@ -663,6 +664,7 @@ def test_a_stop_while_a_batch_is_handed_over_ends_at_once_and_loses_nothing(rig:
     rig.assert_index_is_the_table()
 
 
+@pytest.mark.fault("thread-fails")
 def test_an_error_that_nobody_expects_ends_the_thread_and_is_not_swallowed(rig: Rig) -> None:
     def explode(kind: str) -> None:
         raise ZeroDivisionError

@@ -91,6 +91,7 @@ def test_a_heading_stays_with_what_it_heads() -> None:
 
 @given(TEXTS, COUNTERS, st.integers(1, 60), st.booleans())
 @settings(max_examples=400)
+@pytest.mark.fault("oversize-text")
 def test_no_chunk_exceeds_the_limit(
     text: str, count: Callable[[Sequence[str]], list[int]], limit: int, overlap: bool
 ) -> None:

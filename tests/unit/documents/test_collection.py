@@ -111,6 +111,7 @@ def test_the_fingerprint_is_the_same_in_another_process() -> None:
         ({"overlap_tokens": 129}, "overlap_tokens is 129"),
     ],
 )
+@pytest.mark.fault("metadata-injection")
 def test_an_impossible_shape_is_a_config_error(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         spec(**change)

@@ -63,6 +63,7 @@ def test_an_unchanged_value_is_the_callers_mistake() -> None:
         metadata_value(UNCHANGED)
 
 
+@pytest.mark.fault("metadata-injection")
 def test_reserved_keys_say_where_a_chunk_comes_from() -> None:
     reserved = reserved_metadata(
         document_id="public.t:1",

@@ -101,6 +101,7 @@ def test_bytes_are_no_text() -> None:
         Template("{blob}").render({"blob": b"x"})
 
 
+@pytest.mark.fault("bad-text")
 def test_bytes_that_are_no_utf8_are_a_render_error_of_this_row() -> None:
     # Given a text column of a SQL_ASCII database
     relation = Relation(

@@ -227,12 +227,14 @@ def test_rows_of_foreign_tables_are_dropped_but_counted(decoder: PgOutputDecoder
     assert [c.ordinal for c in changes] == [2, 6]
 
 
+@pytest.mark.fault("logical-messages")
 def test_our_messages_are_kept_byte_by_byte_and_others_only_counted(decoder: PgOutputDecoder) -> None:
     changes = decoded(decoder, message("pg_other", b"x"), message("cdc_agent.resync", b"\x00\xff"))
 
     assert changes == [Change("m", None, 2, (b"cdc_agent.resync", b"\x00\xff"), None)]
 
 
+@pytest.mark.fault("logical-messages")
 def test_a_message_outside_transactions_has_no_place() -> None:
     made = PgOutputDecoder(describe)
 

@@ -173,6 +173,7 @@ def test_a_column_that_was_not_sent_is_unchanged_and_one_that_is_null_is_null(de
     assert row["ok"] == b"f"
 
 
+@pytest.mark.fault("strange-numbers")
 def test_a_null_number_may_have_been_nan_and_is_not_believed(decoder: Wal2JsonDecoder) -> None:
     # When wal2json writes null for a float and a numeric: NULL, NaN and infinity look alike
     row = after(decoder, id=1, price=None, score=None)
@@ -229,6 +230,7 @@ def test_our_messages_are_kept(decoder: Wal2JsonDecoder) -> None:
     assert found == Change("m", None, 1, (b"cdc_agent.resync", content.encode()), None)
 
 
+@pytest.mark.fault("logical-messages")
 def test_a_message_outside_transactions_has_no_place(decoder: Wal2JsonDecoder) -> None:
     payload = b'{"action":"M","transactional":false,"prefix":"cdc_agent.x","content":"x"}'
 

@@ -371,6 +371,7 @@ def test_health_says_that_the_process_lives(client):
     assert client.get("/healthz").json()["status"] == "ok"
 
 
+@pytest.mark.fault("slow-searches")
 def test_health_and_status_answer_while_every_search_hangs(client, service, running):
     # Given more searches than there are threads for them, all stuck
     service.hold = threading.Event()
@@ -589,6 +590,7 @@ def test_an_unknown_route_and_a_wrong_method_are_json(client):
         assert set(answer.json()) == {"error", "hint"}
 
 
+@pytest.mark.fault("oversize-request")
 def test_a_body_that_says_it_is_too_large_is_refused(client):
     answer = client.post("/search", content=b"x" * (MAX_BODY_BYTES + 1))
 
@@ -596,6 +598,7 @@ def test_a_body_that_says_it_is_too_large_is_refused(client):
     assert answer.json()["hint"] == f"the most is {MAX_BODY_BYTES} bytes"
 
 
+@pytest.mark.fault("oversize-request")
 def test_a_body_that_grows_too_large_is_refused_while_it_comes(client):
     # Given a body of unknown length that never ends
     sent = 0
@@ -732,6 +735,7 @@ def test_a_server_stops_while_a_client_waits():
     assert not waiting.is_alive()
 
 
+@pytest.mark.fault("silent-clients")
 def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch):
     # Given a server with little patience
     monkeypatch.setattr(server_module, "HEADER_TIMEOUT_S", 0.2)

@@ -53,6 +53,7 @@ def nothing(_: str) -> None:
 # -- deliveries ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("webhook-twice")
 def test_a_delivery_is_recorded_once(journal: SqliteJournal) -> None:
     inbox = inbox_of(journal, GithubReceiver(), FixedSecrets("s", nothing))
     before = (counted("accepted"), counted("duplicate"))

@@ -46,11 +46,13 @@ def test_the_example_of_the_standard_webhooks_specification_is_right() -> None:
     "header",
     [None, "", "sha256", "sha256=", "sha1=abc", "SHA256=abc", "sha256=é", "sha256=\udc80", "=", "sha256==", "a" * 9000],
 )
+@pytest.mark.fault("webhook-malformed")
 def test_a_header_that_is_no_signature_is_refused(header: str | None) -> None:
     with pytest.raises(WebhookRefused):
         verify_hex(header, BODY, ["secret"])
 
 
+@pytest.mark.fault("webhook-forged")
 def test_without_a_secret_nothing_is_right() -> None:
     headers, body = senders.github({}, "")
 
@@ -69,6 +71,7 @@ def test_while_keys_rotate_both_are_right_and_no_other() -> None:
 
 
 @pytest.mark.parametrize(("away_s", "taken"), [(-301, False), (-300, True), (0, True), (300, True), (301, False)])
+@pytest.mark.fault("webhook-replayed")
 def test_a_delivery_of_another_time_is_refused(away_s: float, taken: bool) -> None:
     stripe_headers, body = senders.stripe({}, "secret", NOW_S + away_s)
     standard_headers, _ = senders.standard({}, senders.STANDARD_SECRET, NOW_S + away_s)
@@ -123,6 +126,7 @@ def test_a_key_that_standard_webhooks_does_not_know_is_refused(secret: str) -> N
 # -- whatever comes --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("webhook-malformed", "webhook-forged")
 def test_no_change_of_a_delivery_is_taken_and_none_breaks_us() -> None:
     """A hundred thousand of them, seeded."""
     rng = random.Random(4711)
