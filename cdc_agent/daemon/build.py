@@ -1,33 +1,30 @@
-"""Wires the daemon. With its neighbours ``models``, ``stores`` and ``sources`` the only place that names backends."""
+"""Wires the daemon. With ``models``, ``making``, ``stores`` and ``sources`` the only place that names backends."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from cdc_agent.agents.indexer import Indexer
 from cdc_agent.agents.recent import Recent
-from cdc_agent.agents.vectors import Vectorizer
-from cdc_agent.agents.writing import IndexWriter
 from cdc_agent.capture import Capture
 from cdc_agent.config import Config
 from cdc_agent.daemon.audits import verify_runner
-from cdc_agent.daemon.consumers import Consumers, MakeIndexer, Served, resync_targets
-from cdc_agent.daemon.generations import Embedders, Planned, planned, remembered_specs
+from cdc_agent.daemon.consumers import Consumers, resync_targets
+from cdc_agent.daemon.generations import Embedders, planned, remembered_specs
 from cdc_agent.daemon.mail import Mail, open_mail
+from cdc_agent.daemon.making import audited, indexers, retrier, serving
 from cdc_agent.daemon.migrations import Migrations, complete_drops, leave_unconfigured, settle_all
-from cdc_agent.daemon.models import build_embedder, collection_of
+from cdc_agent.daemon.models import build_embedder
 from cdc_agent.daemon.otel import build_traces
 from cdc_agent.daemon.slot_watch import SlotWatch
 from cdc_agent.daemon.sources import (
-    known_oids,
     nothing_hidden,
     open_feed,
     open_source,
     options_of,
     prepare_source,
-    second_catalog,
+    row_reader,
     source_guard,
     table_guard,
     verify_source,
@@ -38,24 +35,20 @@ from cdc_agent.documents.collection import CollectionSpec
 from cdc_agent.health import Health
 from cdc_agent.identity import SourceGuard
 from cdc_agent.ledger.base import Ledger, Resync
-from cdc_agent.marker import first_copies, marker_of
-from cdc_agent.migrate.serving import LiveSearch, Target
+from cdc_agent.marker import first_copies
+from cdc_agent.migrate.serving import LiveSearch
 from cdc_agent.resync import PageBoard, ResyncRunner
-from cdc_agent.retry import Backoff, Retrier
-from cdc_agent.search import Searcher
 from cdc_agent.signals import Signals
 from cdc_agent.source.catalog import Catalog
 from cdc_agent.source.replication import ReplicationFeed
 from cdc_agent.source.rows import SqlRowReader
 from cdc_agent.source.visibility import everything_visible
-from cdc_agent.storekeeper import StoreGuard, StoreWatch
+from cdc_agent.storekeeper import StoreWatch
 from cdc_agent.stream.base import Stream
 from cdc_agent.tables import TableGuard
 from cdc_agent.tracing import Traces
 from cdc_agent.vectorstore.base import VectorStore
 from cdc_agent.vectorstore.chroma_server import ChromaServer
-from cdc_agent.vectorstore.watched import WatchedStore
-from cdc_agent.verify.ends import Audited
 from cdc_agent.verify.runner import VerifyRunner
 
 __all__ = ["Daemon", "build"]
@@ -124,41 +117,30 @@ def build(
     leave_unconfigured(config, ledger, stream)
     settle_all(store, [*ledger.generations(), *(plan.generation for plan in plans)], ledger.uuid)
     complete_drops(store, ledger, stream)
-    serve = _serving(store, ledger, embedders)
+    serve = serving(store, ledger, embedders)
     served = [serve(plan) for plan in plans]
     captures: list[Capture] = []
     keeper = store_guard(config, store, chroma, files, lambda: any(c.streaming.is_set() for c in captures))
     wanted = [copy for one in served for copy in opened(keeper, one)]
     stream.tie(ledger.uuid)
     feed, decoder = open_feed(config, catalog, watched, changed=lambda: shapes.ask())
-    reader = SqlRowReader(
-        dsn,
-        second_catalog(config, specs, known_oids(ledger)),
-        {table.qualified_name: table.oid for table in watched},
-        connect_timeout_s=config.source.connect_timeout_s,
-    )
+    # Two: a slow page of a resync must not hold up a live change that needs its row.
+    reader, rereader = (row_reader(config, specs, ledger, watched) for _ in range(2))
     board = PageBoard()
     resync = ResyncRunner(
         ledger=ledger,
         reader=reader,
         board=board,
         estimated_rows=reader.estimated_rows,
-        retrier=_retrier(config, stop, health),
+        retrier=retrier(config, stop, health),
         stop=stop,
         rows_per_page=config.resync.rows_per_chunk,
         caught_up=lambda: _applied(indexer, stream),
     )
     roots = {table.qualified_name: table.oid for table in watched}
-    # Of their own: a slow page of a resync must not hold up a live change that needs its row.
-    rereader = SqlRowReader(
-        dsn,
-        second_catalog(config, specs, known_oids(ledger)),
-        dict(roots),
-        connect_timeout_s=config.source.connect_timeout_s,
-    )
     recent = Recent()
     traces = build_traces(config.tracing, f"{config.source.slot_name} {ledger.uuid}")
-    make = _indexers(config, stream, ledger, store, rereader, roots, keeper, recent, traces)
+    make = indexers(config, stream, ledger, store, rereader, roots, keeper, recent, traces)
     indexer = Consumers(make=make, ledger=ledger, stream=stream)
     guard = source_guard(
         config,
@@ -195,15 +177,16 @@ def build(
         ledger.save_generation(plan.generation)
     for name in sorted({one.generation.agent for one in served}):
         indexer.add(name, [one for one in served if one.generation.agent == name])
+    hear = Signals(
+        tables=indexer.tables(), request=lambda wanted: [resync.request_once(r) for r in indexer.directed(wanted)]
+    ).hear
     capture = Capture(
         feed=feed,
         in_transaction=lambda: decoder.in_transaction,
         stream=stream,
         verify=lambda server: verify_source(guard, shapes, server),
         expand=board.expand,
-        hear=Signals(
-            tables=indexer.tables(), request=lambda wanted: [resync.request_once(r) for r in indexer.directed(wanted)]
-        ).hear,
+        hear=hear,
         health=health,
         stop=stop,
         progressed=shapes.progressed,
@@ -219,8 +202,8 @@ def build(
         resync=resync,
         watermark=indexer.watermark,
         hurry=lambda: _hurry(capture, indexer),
-        collections=lambda: [_audited(s, ledger) for s in indexer.served if s.generation.state == "live"],
-        retrier=_retrier(config, stop, health),
+        collections=lambda: [audited(s, ledger) for s in indexer.served if s.generation.state == "live"],
+        retrier=retrier(config, stop, health),
         stop=stop,
     )
     migrations = Migrations(
@@ -230,7 +213,7 @@ def build(
         store=store,
         embedders=embedders,
         resync=resync,
-        retrier=_retrier(config, stop, health),
+        retrier=retrier(config, stop, health),
         visible=lambda: everything_visible(dsn, connect_timeout_s=config.source.connect_timeout_s),
         serve=serve,
         open_store=lambda one: opened(keeper, one),
@@ -275,92 +258,7 @@ def _applied(indexer: Consumers, stream: Stream) -> Callable[[], bool]:
     return lambda: indexer.watermark.offset >= head
 
 
-def _serving(store: VectorStore, ledger: Ledger, embedders: Embedders) -> Callable[[Planned], Served]:
-    def serve(plan: Planned) -> Served:
-        embedder = embedders.of(plan.embedding)
-        name = plan.generation.physical
-        searcher = Searcher(store, ledger, {name: embedder}, columns={name: plan.spec.metadata})
-        return Served(
-            generation=plan.generation,
-            collection=collection_of(plan.spec, embedder),
-            embedding=plan.embedding,
-            embedder=embedder,
-            target=Target(physical=name, searcher=searcher),
-        )
-
-    return serve
-
-
-def _audited(served: Served, ledger: Ledger) -> Audited:
-    model, dimensions = served.embedder.model, served.embedder.dimensions
-    fingerprint = served.generation.fingerprint
-    return Audited(
-        name=served.physical,
-        configured=served.generation.collection,
-        collection=served.collection,
-        embedder=served.embedder,
-        fingerprint=f"{model}/{dimensions}",
-        marker=marker_of(ledger, model=model, dimensions=dimensions, fingerprint=fingerprint),
-    )
-
-
 def _hurry(capture: Capture, indexer: Consumers) -> None:
     """Somebody waits for the watermark, which may be behind only because nobody has asked the server."""
     capture.hurry()
     indexer.hurry()
-
-
-def _retrier(config: Config, stop: threading.Event, health: Health) -> Retrier:
-    return Retrier(stop, health, Backoff(initial_s=config.retry.initial_s, maximum_s=config.retry.maximum_s))
-
-
-def _indexers(
-    config: Config,
-    stream: Stream,
-    ledger: Ledger,
-    store: VectorStore,
-    reader: SqlRowReader,
-    roots: Mapping[str, int],
-    keeper: StoreGuard,
-    recent: Recent,
-    traces: Traces,
-) -> MakeIndexer:
-
-    def make(agent: str, served: Sequence[Served], stop: threading.Event, health: Health) -> Indexer:
-        # All generations of one agent are of one model (see ``generations``).
-        embedder = served[0].embedder
-        fingerprint = f"{embedder.model}/{embedder.dimensions}"
-        collections = {one.physical: one.collection for one in served}
-        planner_retrier = _retrier(config, stop, health)
-        return Indexer(
-            stream=stream,
-            ledger=ledger,
-            writer=IndexWriter(
-                agent=agent,
-                ledger=ledger,
-                store=WatchedStore(store),
-                collections=collections,
-                fingerprint=fingerprint,
-            ),
-            vectorizer=Vectorizer(
-                agent=agent,
-                embedder=embedder,
-                ledger=ledger,
-                store=store,
-                fingerprint=fingerprint,
-                retrier=planner_retrier,
-                max_attempts=config.retry.max_attempts,
-            ),
-            row_reader=reader,
-            collections=collections,
-            root_oids={name: roots[collection.table] for name, collection in collections.items()},
-            planner_retrier=planner_retrier,
-            writer_retrier=_retrier(config, stop, health),
-            stop=stop,
-            mender=keeper,
-            recent=recent,
-            traces=traces,
-            agent=agent,
-        )
-
-    return make

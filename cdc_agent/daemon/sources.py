@@ -21,6 +21,7 @@ from cdc_agent.source.catalog import Catalog, WatchedTable
 from cdc_agent.source.pgoutput import PgOutputDecoder
 from cdc_agent.source.relations import Relations
 from cdc_agent.source.replication import ReplicationFeed, ServerIdentity, plugin_options
+from cdc_agent.source.rows import SqlRowReader
 from cdc_agent.source.shape import ShapeReader, TableShape
 from cdc_agent.source.visibility import everything_visible
 from cdc_agent.source.wal2json import Wal2JsonDecoder
@@ -34,7 +35,7 @@ __all__ = [
     "open_source",
     "options_of",
     "prepare_source",
-    "second_catalog",
+    "row_reader",
     "source_guard",
     "table_guard",
     "verify_source",
@@ -94,11 +95,22 @@ def _needed(specs: tuple[CollectionSpec, ...], table: tuple[str, str]) -> frozen
     return frozenset().union(*(s.needed_columns for s in specs if (s.schema, s.table) == table))
 
 
-def second_catalog(config: Config, specs: tuple[CollectionSpec, ...], known: dict[str, int]) -> Catalog:
+def _second_catalog(config: Config, specs: tuple[CollectionSpec, ...], known: dict[str, int]) -> Catalog:
     """The row reader runs in other threads than the replication reader and needs a catalog of its own."""
     catalog = Catalog(config.source.dsn.get_secret_value(), connect_timeout_s=config.source.connect_timeout_s)
     catalog.watch(sorted({(spec.schema, spec.table) for spec in specs}), known)
     return catalog
+
+
+def row_reader(
+    config: Config, specs: tuple[CollectionSpec, ...], ledger: Ledger, watched: Sequence[WatchedTable]
+) -> SqlRowReader:
+    return SqlRowReader(
+        config.source.dsn.get_secret_value(),
+        _second_catalog(config, specs, known_oids(ledger)),
+        {table.qualified_name: table.oid for table in watched},
+        connect_timeout_s=config.source.connect_timeout_s,
+    )
 
 
 def open_feed(
