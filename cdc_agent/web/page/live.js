@@ -10,6 +10,7 @@ const SURE_MS = 4000;
 
 let started = null;
 let newestChange = 0;
+let searchWaits = false;
 let toastTimer = 0;
 
 const token = () => sessionStorage.getItem('cdc-agent.token');
@@ -52,6 +53,10 @@ const receive = {
     if ('slot' in state) showSlot(state.slot);
     if (state.work) {
       showCollections(state.work.collections);
+      if (searchWaits) {
+        searchWaits = false;
+        byId('search').requestSubmit();
+      }
       showResyncs(state.work.resyncs);
       showLetters(state.work.dead_letters);
     }
@@ -166,7 +171,13 @@ async function search(event) {
   event.preventDefault();
   const query = byId('query').value.trim();
   const collection = byId('collection').value;
-  if (!query || !collection) return;
+  if (!query) return;
+  if (!collection) {
+    // Asked before the daemon has said what there is: answered as soon as it has.
+    setText(byId('found'), 'Waiting for the daemon');
+    searchWaits = true;
+    return;
+  }
   const began = performance.now();
   setText(byId('found'), 'Searching');
   const answer = await call('/search', {
