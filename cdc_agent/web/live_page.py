@@ -53,7 +53,6 @@ def page() -> Page:
         "cache-control": "no-cache",
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",
-        "cross-origin-opener-policy": "same-origin",
     }
     return Page(body.encode(), headers)
 
