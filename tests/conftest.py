@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from tests.support.daemon import NURSERY, DaemonProcess, merged
 from tests.support.fake_openai import FakeOpenAI
@@ -20,7 +20,9 @@ from tests.support.tcp_proxy import TcpProxy
 
 _servers = pytest.StashKey[Servers]()
 
-# `--hypothesis-profile=nightly` for the state machine and the properties that do not say how many examples they want.
+# For the state machine, and for properties that do not say how many examples they want: `--hypothesis-profile=nightly`.
+# Whoever looks for survivors among mutants needs no short example.
+settings.register_profile("mutants", max_examples=60, phases=[Phase.generate], database=None, deadline=None)
 settings.register_profile("nightly", max_examples=10_000, stateful_step_count=60, deadline=None)
 
 
