@@ -139,7 +139,9 @@ class IndexWriter:
         ids: dict[tuple[str, str], list[str]] = {}
         if new or touched:
             hit("before_intent")
-            remember = {digest: vectors[digest].tobytes() for digest in fresh}
+            # A document that was parked meanwhile has no use of its vectors, so none would ever leave with it.
+            used = {digest for chunks in new for digest in chunks.hashes}
+            remember = {digest: vectors[digest].tobytes() for digest in fresh if digest in used}
             self._begun, ids = retrier.until_done(
                 "ledger",
                 lambda: self._ledger.begin_write(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -25,7 +25,13 @@ __all__ = ["decode", "encode"]
 
 _FORMAT = 1
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder().decode
+
+# The layout as types, so that what is not of it is refused as a whole; values are looked at by who wants them.
+_Relation = tuple[int, int, str, str, str, tuple[str, ...], list[tuple[str, int]]]
+_Change = tuple[Literal["c", "u", "d", "r", "t", "m"], int, int, list[Any] | None, list[Any] | None]
+_Transaction = tuple[int, int, int, int | None, str | None, int, list[_Change]]
+_decode = msgspec.msgpack.Decoder(tuple[int, list[_Relation], list[_Transaction]]).decode
+_format_of = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 def encode(transactions: Iterable[Transaction]) -> bytes:
@@ -90,12 +96,10 @@ class Block:
     def __init__(self, data: bytes) -> None:
         try:
             version, relations, transactions = _decode(data)
-        except (msgspec.DecodeError, ValueError) as exc:
-            raise StreamError(
-                "a block of the stream is damaged", hint="stop, move the stream file away, resync"
-            ) from exc
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise _unreadable(data) from exc
         if version != _FORMAT:
-            raise StreamError(f"stream format {version} is unknown", hint="it was written by a newer cdc-agent")
+            raise _unknown(version)
         self._relations = [_relation(r) for r in relations]
         self._changes = [(tx, change) for tx in transactions for change in tx[6]]
         self._ends = list(_commit_ends(transactions))
@@ -110,9 +114,12 @@ class Block:
 
     def events(self, start: int, stop: int, first_offset: int) -> Iterator[ChangeEvent]:
         """Events at places ``start`` to ``stop``; the first of the block has ``first_offset``."""
-        for place in range(start, min(stop, len(self._changes))):
-            tx, change = self._changes[place]
-            yield self._event(tx, change, first_offset + place)
+        try:
+            for place in range(start, min(stop, len(self._changes))):
+                tx, change = self._changes[place]
+                yield self._event(tx, change, first_offset + place)
+        except (LookupError, TypeError, AttributeError) as exc:
+            raise _damaged() from exc
 
     def _event(self, tx: Sequence[Any], change: Sequence[Any], offset: int) -> ChangeEvent:
         xid, commit_lsn, commit_ts_us, _end, snapshot, resync_id, _changes = tx
@@ -131,6 +138,25 @@ class Block:
             resync_id=resync_id,
             message=(before[0].decode("utf-8", "replace"), before[1]) if op == Op.MESSAGE else None,
         )
+
+
+def _unreadable(data: bytes) -> StreamError:
+    """A later format need not have the layout of this one, only its number in the same place."""
+    try:
+        version = next(iter(_format_of(data)), None)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        version = None
+    if isinstance(version, int) and version != _FORMAT:
+        return _unknown(version)
+    return _damaged()
+
+
+def _damaged() -> StreamError:
+    return StreamError("a block of the stream is damaged", hint="stop, move the stream file away, resync")
+
+
+def _unknown(version: int) -> StreamError:
+    return StreamError(f"stream format {version} is unknown", hint="it was written by a newer cdc-agent")
 
 
 def _commit_ends(transactions: Sequence[Any]) -> Iterator[tuple[int, int]]:

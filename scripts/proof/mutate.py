@@ -82,12 +82,14 @@ def main() -> int:
         if not args.modules or short in args.modules:
             source = (ROOT / f"{target.module.replace('.', '/')}.py").read_text()
             made = [m for m in mutants(source, target.functions) if args.only in m.name][:: args.every]
-            unjudged += _run(target, short, made, equivalent.get(short, {}))
+            unjudged += _run(target, short, source, made, equivalent.get(short, {}))
     return 1 if unjudged else 0
 
 
-def _run(target: Target, short: str, made: Sequence[Mutant], equivalent: dict[str, str]) -> int:
+def _run(target: Target, short: str, source: str, made: Sequence[Mutant], equivalent: dict[str, str]) -> int:
     """Run all mutants of one module; returns how many survived without a reason."""
+    if _is_killed(target, Mutant("as it is", 0, source)):
+        raise SystemExit(f"{short}: its tests fail without a mutant; run them first")
     killed, began, unjudged = 0, time.monotonic(), 0
     for mutant in made:
         if _is_killed(target, mutant):
@@ -99,7 +101,7 @@ def _run(target: Target, short: str, made: Sequence[Mutant], equivalent: dict[st
             print(f"  SURVIVED    {short}:{mutant.line}  {mutant.name}", flush=True)
     seconds = time.monotonic() - began
     rest = len(made) - killed - unjudged
-    print(f"{short}: {len(made)} mutants, {killed} killed, {rest} equivalent, {unjudged} survived, {seconds:.0f} s")
+    print(f"{short}: {len(made)} mutants, {killed} killed, {rest} equivalent, {unjudged} survived, {seconds:.0f} s", flush=True)
     return unjudged
 
 
@@ -148,8 +150,10 @@ def _child(target: Target, mutant: Mutant) -> None:
 
         sys.path.insert(0, str(ROOT))
         sys.meta_path.insert(0, _Mutated(target.module, mutant.source))
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", "--hypothesis-seed=1"]
-        code = int(pytest.main([*options, "--timeout=60", *target.tests]))
+        # What is heavy was imported before pytest could look at it, which is no news.
+        quiet = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        options = [*quiet, "--hypothesis-profile=mutants", "--hypothesis-seed=1", "--timeout=60"]
+        code = int(pytest.main([*options, *target.tests]))
     finally:
         os._exit(code)
 

@@ -46,6 +46,11 @@ begin insert into forgotten values (old.text_hash); end;
 """
 
 
+_UNUSED = """
+select count(*) from vector_cache c where not exists (select 1 from vector_use u where u.text_hash = c.text_hash)
+"""
+
+
 class WatchedLedger(SqliteLedger):
     """Notes when the version of a document goes backward, and which vectors are forgotten."""
 
@@ -75,6 +80,10 @@ class WatchedLedger(SqliteLedger):
         """How often the vector of each text left the cache."""
         return Counter(row[0] for row in self._writer.execute("select text_hash from forgotten"))
 
+    def unused_vectors(self) -> int:
+        """Vectors in the cache that no document has a use of, so that none would leave with one."""
+        return int(self._writer.execute(_UNUSED).fetchone()[0])
+
     def documents_of_relation(self, collection: str, relation_oid: int | None, **page: Any) -> list[str]:
         found = super().documents_of_relation(collection, relation_oid, **page)
         self.after_documents()
@@ -88,10 +97,13 @@ class CountingEmbedder(HashingEmbedder):
         super().__init__(dimensions=8)
         self.texts: list[str] = []
         self.poison: set[str] = set()
+        #: How often it refused; what it had embedded for that document may have been for nothing.
+        self.refusals = 0
 
     def embed(self, texts: Any) -> Any:
         for index, text in enumerate(texts):
             if self.poison & set(text.split()):
+                self.refusals += 1
                 raise PoisonText("this text is poison", index=index)
         self.texts += texts
         return super().embed(texts)

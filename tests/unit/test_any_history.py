@@ -323,6 +323,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.i5_the_store_holds_only_what_the_ledger_knows()
         self.i7_no_text_is_embedded_twice_without_a_reason()
         self.i8_what_the_watermark_says_is_in_the_index()
+        self.i9_every_vector_leaves_with_its_text()
 
     def i1_a_manifest_is_the_row_at_its_version(self) -> None:
         parked = {letter.document_id for letter in self.core.ledger.dead_letters()}
@@ -390,10 +391,13 @@ class AnyHistory(RuleBasedStateMachine):
                 assert held in allowed, (key, applied, held)
 
     def i7_no_text_is_embedded_twice_without_a_reason(self) -> None:
-        """A vector may have left with its last document; a death may have come before it was remembered."""
+        """A vector may have left with its last document; a death, or a refusal, came before it was remembered."""
         forgotten = self.core.forgotten()
         for text, count in Counter(self.core.embedder.texts).items():
-            assert count <= 1 + forgotten[text_hash(text)] + self.core.deaths
+            assert count <= 1 + forgotten[text_hash(text)] + self.core.deaths + self.core.embedder.refusals
+
+    def i9_every_vector_leaves_with_its_text(self) -> None:
+        assert self.core.ledger.unused_vectors() == 0
 
     def manifests(self) -> dict:
         return self.core.manifests()

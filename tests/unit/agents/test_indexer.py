@@ -528,6 +528,20 @@ def test_a_row_that_was_read_before_a_parked_change_does_not_pass_for_newer(rig:
     assert rig.ledger.dead_letters() == []
 
 
+def test_of_a_document_that_is_parked_no_vector_is_kept(rig: Rig) -> None:
+    # Given a new document, one chunk of which the model refuses, in one batch with another
+    rig.embedder.poison = {"poison"}
+    rig.insert("1", "t", "one two three four five six seven poison")
+    rig.insert("2", "t", OTHER_LONG)
+
+    rig.start()
+    rig.settle()
+
+    # Then its other chunks, which were embedded, left nothing behind that nothing would ever take away
+    assert [letter.document_id for letter in rig.ledger.dead_letters()] == ["public.docs:1"]
+    assert rig.ledger.unused_vectors() == 0
+
+
 def test_a_parked_document_stays_parked_when_its_change_comes_by_once_more(rig: Rig) -> None:
     # Given a row that must be read again, whose metadata the store refuses, in one batch with a truncate
     rig.store.poison = {"xx"}
