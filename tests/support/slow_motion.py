@@ -333,6 +333,7 @@ class SlowMotion:
                 agent=AGENT,
                 embedder=self.embedder,
                 ledger=self.ledger,
+                store=self.store,
                 fingerprint="f",
                 retrier=self._retrier(),
                 max_attempts=2,
