@@ -101,7 +101,10 @@ def _run(target: Target, short: str, source: str, made: Sequence[Mutant], equiva
             print(f"  SURVIVED    {short}:{mutant.line}  {mutant.name}", flush=True)
     seconds = time.monotonic() - began
     rest = len(made) - killed - unjudged
-    print(f"{short}: {len(made)} mutants, {killed} killed, {rest} equivalent, {unjudged} survived, {seconds:.0f} s", flush=True)
+    print(
+        f"{short}: {len(made)} mutants, {killed} killed, {rest} equivalent, {unjudged} survived, {seconds:.0f} s",
+        flush=True,
+    )
     return unjudged
 
 
