@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -401,6 +402,39 @@ def test_a_removal_of_very_many_documents_is_exact_when_it_is_killed_in_the_midd
     # Then what is left is the table
     until(lambda: first_copy_is_done(daemon), 60.0, "the resync to end")
     assert_index_equals_table(daemon, pg)
+
+
+@pytest.mark.postgres(versions=[15], plugin="pgoutput")
+def test_live_changes_that_need_their_rows_do_not_wait_behind_a_table_that_is_locked(
+    pg: Database, new_daemon: NewDaemon
+) -> None:
+    # Given two tables, one of whose values the log leaves out when they do not change
+    create_docs(pg, 5)
+    pg.execute("create table others (id int primary key, title text, body text)")
+    pg.execute("alter table others alter body set storage external")
+    pg.execute("insert into others select i, 'title', repeat(md5(i::text), 100) from generate_series(1, 8) i")
+    others = {"name": "others", "table": "public.others", "text": "{title}\n\n{body}"}
+    daemon = new_daemon(pg, collections=[DOCS, others], retry={"initial_s": 0.01, "maximum_s": 0.01})
+    daemon.start()
+    until(lambda: first_copy_is_done(daemon), 60.0, "the first copies")
+
+    # When a resync waits for the other table, again and again as long as a read may wait
+    with pg.connect(autocommit=False) as holder:
+        holder.execute("lock table docs in access exclusive mode")
+        waiting = ask(daemon, table="public.docs")
+        until(lambda: "lock" in str(daemon.problems()), 30.0, "the resync to wait")
+        reread = daemon.metric("cdc_agent_reread_rows_total")
+        began = time.monotonic()
+        for key in range(1, 9):
+            pg.execute("update others set title = 'changed' where id = %s", (key,))
+            daemon.wait_applied(pg.execute("select pg_current_wal_lsn()::text")[0][0])
+        took = time.monotonic() - began
+        holder.rollback()
+
+    # Then changes that need their rows went past it: behind it each would have waited for up to three seconds
+    assert daemon.metric("cdc_agent_reread_rows_total") - reread == 8
+    assert took < 12.0
+    await_state(daemon, waiting)
 
 
 # -- many rows ---------------------------------------------------------------------------------------------------
