@@ -21,9 +21,9 @@ def main() -> None:
     parser.add_argument("--input", type=Path, help="run this one input again")
     args = parser.parse_args()
     logging.disable()
-    with atheris.instrument_imports(include=["cdc_agent"]):
-        from tests.fuzz.targets import TARGETS
-    target = TARGETS[args.target]
+    with atheris.instrument_imports(include=["cdc_agent", "tests.fuzz"]):
+        from tests.fuzz.targets import PLANTED, TARGETS
+    target = {**TARGETS, "planted": PLANTED}[args.target]
     if args.input is not None:
         target.run(args.input.read_bytes())
         return

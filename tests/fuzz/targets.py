@@ -36,18 +36,17 @@ from cdc_agent.web import requests
 from cdc_agent.web.answers import ApiError
 from tests.support.wal import pgoutput_messages, wal2json_messages
 
-__all__ = ["TARGETS", "Target"]
+__all__ = ["PLANTED", "TARGETS", "Target"]
 
 ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
 class Target:
-    """``modules`` are those whose branches lead the fuzzer."""
+    """``run`` fails where something is found; ``seeds`` is where the fuzzer begins."""
 
     run: Callable[[bytes], None]
     seeds: Callable[[], Iterable[bytes]]
-    modules: Sequence[str]
 
 
 # -- what seeds are made of -------------------------------------------------------------------------------------
@@ -267,33 +266,22 @@ def _text(*texts: str) -> Callable[[], Iterable[bytes]]:
     return lambda: [text.encode() for text in texts]
 
 
+def _planted(data: bytes) -> None:
+    """No reader of ours: whoever fuzzes must find this one."""
+    if data[:1] == b"B" and data[1:2] == b"U" and data[2:3] == b"G":
+        raise ZeroDivisionError
+
+
+PLANTED = Target(_planted, lambda: [b"XXX"])
 TARGETS = {
     "pgoutput": Target(
-        _pgoutput,
-        lambda: [_framed(itertools.chain.from_iterable(pgoutput_messages(tx) for tx in _transactions()))],
-        ("cdc_agent.source.pgoutput", "cdc_agent.source.assembler", "cdc_agent.stream.codec"),
+        _pgoutput, lambda: [_framed(itertools.chain.from_iterable(pgoutput_messages(tx) for tx in _transactions()))]
     ),
-    "wal2json": Target(
-        _wal2json,
-        lambda: [_framed(wal2json_messages(tx)) for tx in _transactions()],
-        ("cdc_agent.source.wal2json", "cdc_agent.source.assembler", "cdc_agent.values"),
-    ),
-    "codec": Target(
-        _codec,
-        lambda: [codec.encode(_transactions()[:3]), codec.encode([])],
-        ("cdc_agent.stream.codec", "cdc_agent.events"),
-    ),
-    "messages": Target(
-        _messages,
-        lambda: [orjson.dumps(signal) for signal in SIGNALS],
-        ("cdc_agent.signals", "cdc_agent.resync_order", "cdc_agent.resync", "cdc_agent.documents"),
-    ),
-    "config": Target(_config, _config_seeds, ("cdc_agent.config", "cdc_agent.documents")),
-    "predicate": Target(_predicate, _text(*CONDITIONS), ("cdc_agent.documents",)),
-    "where": Target(_where, lambda: map(orjson.dumps, FILTERS), ("cdc_agent.vectorstore.where",)),
-    "request": Target(
-        _request,
-        lambda: [bytes([i]) + orjson.dumps(body) for i, body in enumerate(BODIES)],
-        ("cdc_agent.web.requests", "cdc_agent.lsn", "cdc_agent.config.problems"),
-    ),
+    "wal2json": Target(_wal2json, lambda: [_framed(wal2json_messages(tx)) for tx in _transactions()]),
+    "codec": Target(_codec, lambda: [codec.encode(_transactions()[:3]), codec.encode([])]),
+    "messages": Target(_messages, lambda: [orjson.dumps(signal) for signal in SIGNALS]),
+    "config": Target(_config, _config_seeds),
+    "predicate": Target(_predicate, _text(*CONDITIONS)),
+    "where": Target(_where, lambda: map(orjson.dumps, FILTERS)),
+    "request": Target(_request, lambda: [bytes([i]) + orjson.dumps(body) for i, body in enumerate(BODIES)]),
 }
