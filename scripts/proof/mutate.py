@@ -73,6 +73,7 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", help="only these, like agents.writing")
     parser.add_argument("--only", default="", help="only mutants whose name holds this")
     parser.add_argument("--every", type=int, default=1, help="only every n-th mutant, for a first look")
+    parser.add_argument("--first", type=int, default=0, help="the first of those, counted from 0")
     args = parser.parse_args()
     equivalent = tomllib.loads((_HERE / "equivalent.toml").read_text())
     _load_what_is_heavy()
@@ -81,7 +82,7 @@ def main() -> int:
         short = target.module.removeprefix("cdc_agent.")
         if not args.modules or short in args.modules:
             source = (ROOT / f"{target.module.replace('.', '/')}.py").read_text()
-            made = [m for m in mutants(source, target.functions) if args.only in m.name][:: args.every]
+            made = [m for m in mutants(source, target.functions) if args.only in m.name][args.first :: args.every]
             unjudged += _run(target, short, source, made, equivalent.get(short, {}))
     return 1 if unjudged else 0
 
