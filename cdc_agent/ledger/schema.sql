@@ -316,8 +316,9 @@ select collection, chunk_id, generation from intent where agent = ?1 and (?2 is 
 -- clear_intents --
 delete from intent where agent = ? and generation <= ?
 
--- has_intent --
-select 1 from intent where collection = ? and chunk_id = ?
+-- intents_of --
+-- Few: what is being written, and what a failed request may still change.
+select chunk_id from intent where collection = ?
 
 -- insert_garbage --
 insert or ignore into garbage values (?, ?)

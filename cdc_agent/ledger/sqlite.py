@@ -290,7 +290,7 @@ class SqliteLedger(LedgerFile):
     def known(self, collection: str, chunk_ids: Iterable[str]) -> set[str]:
         # Ids move from intent to manifest to garbage; asked in this order none can slip through in between.
         wanted = set(chunk_ids)
-        found = {i for i in wanted if self._one(SQL["has_intent"], (collection, i))}
+        found = wanted & {row[0] for row in self._all(SQL["intents_of"], (collection,))}
         found |= self.live(collection, wanted - found)
         return found | {i for i in wanted - found if self._one(SQL["has_garbage"], (collection, i))}
 
