@@ -39,6 +39,10 @@ _HANDOVER_BYTES = 4 << 20
 _REPORT_INTERVAL_S = 1.0
 #: Status updates without any sign of life from the server before the connection counts as dead.
 _SILENT_INTERVALS = 3
+#: How long a server that shuts down is kept waiting for what is not durable with us yet.
+_SHUTDOWN_PATIENCE_S = 3.0
+#: Demands for an answer that are further apart are none of a shutdown: that asks again at once.
+_INSISTENCE_S = 1.0
 
 
 #: SQLSTATEs by which the server says that it cannot read on from a slot: it, or the publication at that place of the
@@ -143,6 +147,8 @@ class ReplicationFeed:
         self._reported_lsn = Lsn(0)
         self._last_status = 0.0
         self._unanswered = 0
+        #: Since when, and when last, the server insisted on an answer.
+        self._pressed = (0.0, 0.0)
         self._start_lsn = Lsn(0)
         #: Where the server last refused to stream, with what, and how often running.
         self._refused: tuple[Lsn, str, int] = (Lsn(0), "", 0)
@@ -192,6 +198,7 @@ class ReplicationFeed:
         self.received_lsn = self._flushed_lsn = start_lsn
         self.idle_lsn = Lsn(0)
         self._unanswered = 0
+        self._pressed = (0.0, 0.0)
         self._dry = False
         self._send_status(reply=True)
 
@@ -283,6 +290,23 @@ class ReplicationFeed:
         self.keepalives += 1
         if reply_requested:
             self._send_status()
+            self._let_it_stop()
+
+    def _let_it_stop(self) -> None:
+        """A server that shuts down asks without a pause until what it has sent is acknowledged, if need be for ever.
+
+        What is not durable by then comes again after its restart.
+        """
+        now = self._clock()
+        since, last = self._pressed
+        if self._flushed_lsn >= self.received_lsn or now - last > _INSISTENCE_S:
+            since = now
+        self._pressed = (since, now)
+        if now - since > _SHUTDOWN_PATIENCE_S:
+            raise SourceUnavailable(
+                "the server is shutting down and waits for what is not durable here yet",
+                hint="it is let go; what it has sent comes again when it is back",
+            )
 
     def _ended(self) -> None:
         result = self._opened().pgconn.get_result()

@@ -27,7 +27,7 @@ from tests.support.tcp_proxy import TcpProxy
 from tests.support.wait import until
 
 #: How long something is away.
-OUTAGE_S = 15.0
+OUTAGE_S = 8.0
 #: WAL that Postgres may keep for us at any moment.
 LARGEST_LAG = 1 << 20
 
@@ -45,7 +45,7 @@ def create_items(pg: Database) -> None:
 
 @contextlib.contextmanager
 def writing(pg: Database) -> Iterator[threading.Event]:
-    """Rows are added, changed and deleted all the time, some 150 kB a second; the event tells that one round went well.
+    """Rows are added, changed and deleted all the time, some 400 kB a second; the event tells that one round went well.
 
     A server that is away is asked again.
     """
@@ -54,7 +54,7 @@ def writing(pg: Database) -> Iterator[threading.Event]:
     numbers = iter(range(1_000, 1_000_000))
 
     def change(connection: psycopg.Connection[Any]) -> None:
-        words = " ".join(f"w{chosen.randrange(10**6)}" for _ in range(200))
+        words = " ".join(f"w{chosen.randrange(10**6)}" for _ in range(600))
         row = chosen.randrange(1, ROWS)
         connection.execute("update items set body = %s, n = n + 1 where id = %s", (words, row))
         connection.execute("insert into items values (%s, 'new', %s, 0)", (next(numbers), "some words"))
@@ -197,7 +197,7 @@ def cdc_agent(daemon: DaemonProcess, *arguments: str) -> subprocess.CompletedPro
 
 
 def letters(daemon: DaemonProcess) -> list[dict[str, Any]]:
-    return list(json.loads(cdc_agent(daemon, "dead-letters", "list", "--json").stdout)["dead_letters"])
+    return list(daemon.get("/dead-letters").json()["dead_letters"])
 
 
 @pytest.fixture
@@ -235,6 +235,7 @@ def test_one_refused_text_is_parked_and_its_neighbours_are_indexed(
 
     # Then these two are dead letters, of which the error says no content, and their neighbours are in the index.
     found = letters(daemon)
+    assert json.loads(cdc_agent(daemon, "dead-letters", "list", "--json").stdout)["dead_letters"] == found
     assert sorted(letter["document_id"] for letter in found) == ["public.items:23", "public.items:7"]
     assert {letter["reason"] for letter in found} == {"embedding"}
     assert text_of(daemon, 8) == "title 8\n\nfine 8"
@@ -569,6 +570,34 @@ def test_a_postgres_that_stops_is_not_held_up_by_a_model_that_hangs(
         model.let_through()
         model.drop_connections()
         healed(private_pg, daemon)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("server-stops")
+def test_a_postgres_that_stops_is_not_held_up_by_what_is_not_durable_yet(
+    private_pg: Database, new_daemon: Callable[..., DaemonProcess]
+) -> None:
+    # Given a daemon that has received changes and cannot write them down, so that nothing is acknowledged.
+    create_items(private_pg)
+    daemon = new_daemon(private_pg, collections=[ITEMS])
+    daemon.start()
+    assert_index_equals_table(daemon, private_pg)
+    daemon.kill()
+    daemon.start(failpoint="before_append:hang", ready=False)
+    daemon.wait_streaming()
+    private_pg.execute("update items set n = -n")
+    commit = private_pg.execute("select pg_current_wal_lsn()::text")[0][0]
+    sent = "select sent_lsn >= %s and flush_lsn < %s from pg_stat_replication"
+    until(lambda: private_pg.execute(sent, (commit, commit)) == [(True,)], what="the changes to be sent")
+
+    # When Postgres is stopped, then it is done within ten seconds.
+    assert stop_fast(private_pg) < 10
+    private_pg.server.start()
+
+    # And what was not acknowledged comes again.
+    daemon.kill()
+    daemon.start()
+    healed(private_pg, daemon)
 
 
 @pytest.mark.slow
