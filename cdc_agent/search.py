@@ -18,12 +18,12 @@ from cdc_agent import metrics
 from cdc_agent.documents.metadata import RESERVED_PREFIX
 from cdc_agent.embedding.base import Embedder
 from cdc_agent.embedding.recent import RecentVectors
-from cdc_agent.errors import PoisonText, StoreRejected, UsageError
+from cdc_agent.errors import PoisonText, UsageError
 from cdc_agent.grants import check_columns, narrowed, permits
 from cdc_agent.ledger.base import Ledger
 from cdc_agent.lsn import Lsn
 from cdc_agent.vectorstore.base import Hit, VectorStore
-from cdc_agent.vectorstore.where import check_where
+from cdc_agent.vectorstore.where import FilterRefused, check_where
 
 __all__ = ["MAX_K", "MAX_QUERY_BYTES", "HitSource", "SearchHit", "Searcher", "condition"]
 
@@ -203,40 +203,58 @@ _WHERE_HINT = (
 
 
 def condition(where: Mapping[str, Any], columns: Sequence[str] | None = None) -> dict[str, Any]:
-    """The condition as the store takes it: several keys side by side become one ``$and``.
+    """The condition as the store takes it: several keys or operators side by side become one ``$and``.
 
-    Raises ``UsageError`` for what the store would refuse, or what names a column that is not stored.
+    Raises ``UsageError`` for what the store would refuse, or what names a column that is not stored; it says where in
+    the condition that is.
     """
-    joined = _joined(where, columns, 1)
-    try:
-        check_where(joined)
-    except StoreRejected as exc:
-        raise UsageError(f"where: {exc.message}", hint=_WHERE_HINT) from exc
-    return joined
+    return _joined(where, columns, 1, "")
 
 
-def _joined(where: Any, columns: Sequence[str] | None, depth: int) -> dict[str, Any]:
+def _joined(where: Any, columns: Sequence[str] | None, depth: int, at: str) -> dict[str, Any]:
     if not isinstance(where, Mapping) or not where:
-        raise UsageError(f"where: expected a condition, got {_short(where)}", hint=_WHERE_HINT)
+        raise _refused(at, f"expected a condition, got {_short(where)}")
     if depth > _MAX_DEPTH:
         raise UsageError(f"where: more than {_MAX_DEPTH} conditions inside each other", hint=_WHERE_HINT)
-    parts = [_part(str(key), value, columns, depth) for key, value in where.items()]
+    parts = [_part(str(key), value, columns, depth, at) for key, value in where.items()]
     return parts[0] if len(parts) == 1 else {"$and": parts}
 
 
-def _part(key: str, value: Any, columns: Sequence[str] | None, depth: int) -> dict[str, Any]:
+def _part(key: str, value: Any, columns: Sequence[str] | None, depth: int, at: str) -> dict[str, Any]:
     if key in ("$and", "$or"):
-        branches = [_joined(branch, columns, depth + 1) for branch in value] if isinstance(value, list) else value
-        return branches[0] if isinstance(branches, list) and len(branches) == 1 else {key: branches}
+        return _branches(key, value, columns, depth, at)
     if key.startswith("$"):
-        raise UsageError(f"where: there is no operator {_short(key)}", hint=_WHERE_HINT)
+        raise _refused(at, f"there is no operator {_short(key)} around conditions; there are $and and $or")
     if columns is not None and key not in columns and not key.startswith(RESERVED_PREFIX):
         raise UsageError(
-            f"where: {_short(key)} is not stored with this collection",
+            f"where: {at}{_short(key)} is not stored with this collection",
             hint=f"stored columns: {', '.join(columns) or 'none'}; add it to metadata in the configuration to filter",
         )
-    _check_numbers(key, value)
-    return {key: value}
+    several = isinstance(value, Mapping) and len(value) > 1
+    parts = [{key: {name: operand}} for name, operand in value.items()] if several else [{key: value}]
+    for part in parts:
+        _check_numbers(key, part[key])
+        _check_part(part, f"{at}{key}")
+    return parts[0] if len(parts) == 1 else {"$and": parts}
+
+
+def _branches(key: str, value: Any, columns: Sequence[str] | None, depth: int, at: str) -> dict[str, Any]:
+    if not isinstance(value, list) or not value:
+        raise _refused(f"{at}{key}", f"takes a list of conditions, got {_short(value)}")
+    branches = [_joined(branch, columns, depth + 1, f"{at}{key}[{n}].") for n, branch in enumerate(value)]
+    return branches[0] if len(branches) == 1 else {key: branches}
+
+
+def _check_part(part: Mapping[str, Any], at: str) -> None:
+    try:
+        check_where(part)
+    except FilterRefused as exc:
+        raise _refused(at, exc.reason) from exc
+
+
+def _refused(at: str, reason: str) -> UsageError:
+    place = f"{at.rstrip('.')}: " if at else ""
+    return UsageError(f"where: {place}{reason}", hint=_WHERE_HINT)
 
 
 def _check_numbers(key: str, value: Any) -> None:

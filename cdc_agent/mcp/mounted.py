@@ -1,5 +1,8 @@
 """The tools at one path of the daemon (streamable HTTP). Loaded at the first request, and each request stands alone.
 
+Only POST leads here: a GET would open a stream of news, of which a server without sessions has none, and hold its
+connection for ever.
+
 A tool asks the application that it is mounted in, with the token of the message that called it: no session carries what
 one caller may see over to another.
 """

@@ -13,7 +13,7 @@ from typing import Any
 
 from cdc_agent.errors import StoreRejected
 
-__all__ = ["check_where", "matches"]
+__all__ = ["FilterRefused", "check_where", "matches"]
 
 _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     "$gt": operator.gt,
@@ -26,8 +26,16 @@ _INSIDE = ("$contains", "$not_contains")
 _SCALAR = (str, int, float, bool)
 
 
+class FilterRefused(StoreRejected):
+    """A filter that no store takes. ``reason`` says why, without saying where in the filter."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the search filter is refused: {reason}", hint='for example {"lang": "en"}')
+        self.reason = reason
+
+
 def check_where(where: Mapping[str, Any]) -> None:
-    """Raise ``StoreRejected`` for a filter that Chroma would refuse."""
+    """Raise ``FilterRefused`` for a filter that Chroma would refuse."""
     if len(where) != 1:
         raise _refused("a filter has exactly one key; join several with $and")
     [(key, condition)] = where.items()
@@ -62,6 +70,8 @@ def _check_condition(name: str, operand: Any) -> None:
             raise _refused(f"{name} takes a number")
     elif name not in ("$eq", "$ne", *_INSIDE):
         raise _refused(f"there is no operator {name}")
+    elif isinstance(operand, list):
+        raise _refused(f"{name} takes one value; a list goes with $in or $nin")
     elif not isinstance(operand, _SCALAR):
         raise _refused(f"{name} takes a text, number or boolean")
 
@@ -105,5 +115,5 @@ def _comparable(value: Any, operand: Any) -> bool:
     return value is not None
 
 
-def _refused(message: str) -> StoreRejected:
-    return StoreRejected(f"the search filter is refused: {message}", hint='for example {"lang": "en"}')
+def _refused(reason: str) -> FilterRefused:
+    return FilterRefused(reason)

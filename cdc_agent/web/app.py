@@ -115,7 +115,7 @@ class _Routes:
             Door("/search", self.search, methods=["POST"], scopes={"search"}),
             Door("/collections", self.collections, methods=["GET"], scopes={"search"}),
             Door("/documents/{collection}/{document:path}", self.document, methods=["GET"], scopes={"search"}),
-            Door("/mcp", self._tools, scopes={"search"}),
+            Door("/mcp", self._tools, methods=["POST"], scopes={"search"}),
             Door("/wait", self.wait, methods=["GET"], scopes={"search", "admin"}),
             Door("/healthz", self.healthz, methods=["GET"], scopes=OPEN),
             Door("/readyz", self.readyz, methods=["GET"], scopes=ANYBODY),

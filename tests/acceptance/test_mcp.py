@@ -185,3 +185,6 @@ def test_a_web_page_may_not_call_the_tools(pg: Database, new_daemon: NewDaemon) 
     answered = httpx2.post(f"{daemon.url}/mcp", json={}, headers={"Origin": "https://elsewhere.example"}, timeout=30)
 
     assert answered.status_code == 403
+
+    # nor does anybody hold a connection open for news that never come
+    assert httpx2.get(f"{daemon.url}/mcp", headers={"Accept": "text/event-stream"}, timeout=30).status_code == 405

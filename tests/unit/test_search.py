@@ -272,6 +272,7 @@ def test_a_query_that_the_model_refuses_is_the_callers_to_mend(index: Index, mon
         ({"$or": [{"lang": "en", "year": 1}, {"year": {"$lt": 3}}]}, None),
         ({"$and": [{"lang": "en"}]}, {"lang": "en"}),
         ({"year": {"$in": [1, 2]}}, {"year": {"$in": [1, 2]}}),
+        ({"year": {"$gt": 1, "$lt": 3}}, {"$and": [{"year": {"$gt": 1}}, {"year": {"$lt": 3}}]}),
         ({"cdc_doc": "public.articles:1"}, {"cdc_doc": "public.articles:1"}),
     ],
 )
@@ -296,7 +297,7 @@ def nested(depth: int) -> dict[str, Any]:
         "year",
         {"year": None},
         {"year": {}},
-        {"year": {"$gt": 1, "$lt": 3}},
+        {"year": {"$gt": 1, "$lt": "x"}},
         {"year": {"$regex": "x"}},
         {"year": {"$gt": "x"}},
         {"year": {"$in": []}},
@@ -320,6 +321,28 @@ def test_conditions_that_no_store_takes_are_refused(where: Any) -> None:
 
     assert caught.value.message.startswith("where: ")
     assert "operators:" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({"year": {"$regex": "x"}}, "where: year: there is no operator $regex"),
+        ({"$and": [{"lang": "en"}, {"year": {"$gt": "x"}}]}, "where: $and[1].year: $gt takes a number"),
+        (
+            {"$or": [{"lang": "en"}, {"$and": [{"year": [1, 2]}]}]},
+            "where: $or[1].$and[0].year: $eq takes one value; a list",
+        ),
+        ({"$or": [{"lang": "en"}, {"yaer": 1}]}, "where: $or[1].'yaer' is not stored"),
+        ({"$or": [{}]}, "where: $or[0]: expected a condition, got {}"),
+        ({"$and": {"year": 1}}, "where: $and: takes a list of conditions"),
+        ({"$not": {"year": 1}}, "where: there is no operator '$not' around conditions"),
+    ],
+)
+def test_a_refusal_says_where_in_the_condition(where: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        condition(where, ["lang", "year"])
+
+    assert caught.value.message.startswith(said)
 
 
 def test_a_vector_is_asked_for_once_a_search(index: Index) -> None:

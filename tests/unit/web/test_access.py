@@ -35,7 +35,7 @@ TABLE = {
     ("POST", "/search"): SEARCH,
     ("GET", "/collections"): SEARCH,
     ("GET", "/documents/{collection}/{document:path}"): SEARCH,
-    ("GET", "/mcp"): SEARCH,
+    ("POST", "/mcp"): SEARCH,
     ("GET", "/wait"): SEARCH | {"admin": "ok"},
     ("GET", "/metrics"): METRICS,
     ("GET", "/status"): METRICS | {"admin": "ok"},
