@@ -12,8 +12,9 @@ import cdc_agent
 from cdc_agent import metrics
 from cdc_agent.daemon.build import Daemon
 from cdc_agent.daemon.consumers import Served
+from cdc_agent.daemon.lag import oldest_missing_us
 from cdc_agent.daemon.mail import Mail
-from cdc_agent.errors import CdcAgentError, DaemonUnavailable, StreamError, UsageError
+from cdc_agent.errors import CdcAgentError, DaemonUnavailable, UsageError
 from cdc_agent.explain import Explained, Explainer, Explanation
 from cdc_agent.health import Problem
 from cdc_agent.identity import STATES
@@ -146,18 +147,9 @@ class DaemonService:
     def lag_s(self) -> float | None:
         if not self._daemon.capture.streaming.is_set():
             return None
-        oldest = self._oldest_unapplied_us()
+        watermark = self._daemon.indexer.watermark
+        oldest = oldest_missing_us(self._daemon.stream, watermark.offset, watermark.applied_lsn)
         return 0.0 if oldest is None else max(0.0, time.time() - oldest / 1_000_000)
-
-    def _oldest_unapplied_us(self) -> int | None:
-        stream, offset = self._daemon.stream, self._daemon.indexer.watermark.offset
-        if stream.head_offset() <= offset:
-            return None
-        try:
-            events = stream.read(offset, limit=1, wait_s=0).events
-        except StreamError:
-            return None
-        return events[0].commit_ts_us if events else None
 
     def status(self) -> dict[str, Any]:
         daemon = self._daemon

@@ -77,6 +77,11 @@ class Agent:
         except subprocess.TimeoutExpired:
             self.kill()
 
+    def close(self) -> None:
+        """Stop it for good."""
+        self.stop()
+        self._http.close()
+
     # -- questions -------------------------------------------------------------------------------------------
 
     def search(self, query: str, *, k: int = 3, where: dict[str, Any] | None = None, after: Lsn | None = None) -> Any:

@@ -41,7 +41,7 @@ def stage(articles: Sequence[Article], folder: Path | None) -> Iterator[Stage]:
         own = place / "agent"
         own.mkdir(mode=0o700, exist_ok=True)
         agent = Agent(own, server.dsn())
-        things.callback(agent.stop)
+        things.callback(agent.close)
         things.callback(_be_deaf)
         yield Stage(installation=installation, dsn=server.dsn(), table=table, agent=agent)
 

@@ -40,8 +40,7 @@ function showFreshness(pulse, now) {
 
 function showStrip(pulse) {
   setFigure(byId('behind'), bytes(pulse.behind_bytes));
-  const lag = pulse.lag_s === null ? 'age unknown' : pulse.lag_s > 0 ? durationText(pulse.lag_s) : '0 s';
-  setText(byId('behind-sub'), `${plural(pulse.behind_changes, 'change')}, ${lag}`);
+  setText(byId('behind-sub'), behindText(pulse));
   setText(byId('applied'), pulse.applied_lsn);
   setText(byId('captured'), pulse.captured_lsn === pulse.applied_lsn ? 'applied; captured the same' : `captured ${pulse.captured_lsn}`);
   const rate = pulse.changes_per_s;
@@ -52,6 +51,13 @@ function showStrip(pulse) {
   // Never 100 while anything was embedded.
   setFigure(byId('avoided'), all ? [Math.floor((avoided / all) * 100), '%'] : ['–', '']);
   setText(byId('avoided-sub'), `${number(avoided)} avoided, ${number(pulse.embedded)} done`);
+}
+
+/** What waits: changes, or, when every change is found, rows that a resync read. */
+function behindText(pulse) {
+  if (pulse.captured_lsn === pulse.applied_lsn) return pulse.behind_changes ? `${number(pulse.behind_changes)} resync rows wait` : 'all that is captured is found';
+  const lag = pulse.lag_s === null ? 'age unknown' : durationText(pulse.lag_s);
+  return `${plural(pulse.behind_changes, 'entry', 'entries')}, ${lag}`;
 }
 
 function showSlot(slot) {
@@ -111,7 +117,7 @@ function showAgents(agents, stream) {
       setText(collections, agent.collections.join(', '));
       setText(applied, agent.applied_lsn);
       setText(offset, number(agent.offset));
-      setText(behind, plural(agent.behind, 'change'));
+      setText(behind, plural(agent.behind, 'entry', 'entries'));
     });
   setText(byId('stream'), `The stream holds ${bytesText(stream.bytes)} of at most ${bytesText(stream.max_bytes)}; its newest entry is ${number(stream.head)}.`);
 }
@@ -120,7 +126,8 @@ function showFeed(changes) {
   const feed = byId('feed');
   const isFirst = feed.children.length === 0;
   for (const change of changes) {
-    feed.prepend(h('li', { class: isFirst ? null : 'new' },
+    if (change.op === 'r' && joinedReads(feed.firstChild, change)) continue;
+    feed.prepend(h('li', { class: isFirst ? null : 'new', 'data-table': change.table, 'data-reads': change.op === 'r' ? 1 : null },
       h('span', { class: 'op', 'data-op': change.op }, OPERATIONS[change.op] ?? change.op),
       h('span', { class: 'doc mono', title: change.collection }, h('span', { class: 'table' }, `${shortTable(change.table)} `), (change.key ?? []).join(', ')),
       h('span', { class: 'cost' }, cost(change)),
@@ -128,6 +135,15 @@ function showFeed(changes) {
   }
   while (feed.children.length > FEED_ROWS) feed.lastChild.remove();
   byId('feed-empty').hidden = feed.children.length > 0;
+}
+
+/** A resync reads thousands of rows: those that follow each other are one line, and changes stay in sight. */
+function joinedReads(row, change) {
+  if (row?.dataset.reads === undefined || row.dataset.table !== change.table) return false;
+  row.dataset.reads = Number(row.dataset.reads) + 1;
+  row.querySelector('.doc').lastChild.textContent = plural(Number(row.dataset.reads), 'row');
+  setText(row.querySelector('.cost'), 'resync');
+  return true;
 }
 
 const shortTable = (table) => table.replace(/^public\./, '');
