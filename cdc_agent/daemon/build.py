@@ -11,6 +11,7 @@ from cdc_agent.capture import Capture
 from cdc_agent.config import Config
 from cdc_agent.daemon.audits import verify_runner
 from cdc_agent.daemon.consumers import Consumers, resync_targets
+from cdc_agent.daemon.first_copies import FirstCopies
 from cdc_agent.daemon.generations import Embedders, planned, remembered_specs
 from cdc_agent.daemon.mail import Mail, open_mail
 from cdc_agent.daemon.making import audited, indexers, retrier, serving
@@ -84,6 +85,7 @@ class Daemon:
     searcher: LiveSearch
     verify: VerifyRunner
     migrations: Migrations
+    copies: FirstCopies
     mail: Mail | None
 
     @property
@@ -206,6 +208,14 @@ def build(
         retrier=retrier(config, stop, health),
         stop=stop,
     )
+    copies = FirstCopies(
+        consumers=indexer,
+        ledger=ledger,
+        notify=resync.notify,
+        retrier=retrier(config, stop, health),
+        visible=lambda: everything_visible(dsn, connect_timeout_s=config.source.connect_timeout_s),
+        stop=stop,
+    )
     migrations = Migrations(
         consumers=indexer,
         ledger=ledger,
@@ -214,13 +224,12 @@ def build(
         embedders=embedders,
         resync=resync,
         retrier=retrier(config, stop, health),
-        visible=lambda: everything_visible(dsn, connect_timeout_s=config.source.connect_timeout_s),
+        copies=copies,
         serve=serve,
         open_store=lambda one: opened(keeper, one),
         forget_store=keeper.forget,
         reload=reload or (lambda: config),
         tables=frozenset(table.qualified_name for table in watched),
-        stop=stop,
     )
     return Daemon(
         config=config,
@@ -248,6 +257,7 @@ def build(
         searcher=LiveSearch(indexer.targets),
         verify=verify,
         migrations=migrations,
+        copies=copies,
         mail=mail,
     )
 

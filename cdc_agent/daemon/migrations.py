@@ -17,16 +17,16 @@ from typing import Any
 from cdc_agent import metrics
 from cdc_agent.config import Config
 from cdc_agent.daemon.consumers import STOPPED, Consumers, Served, StillBusy
+from cdc_agent.daemon.first_copies import FirstCopies
 from cdc_agent.daemon.generations import Embedders, Planned, differences, next_generations
 from cdc_agent.daemon.leaving import give_up_place
-from cdc_agent.daemon.threads import Threads
-from cdc_agent.errors import CdcAgentError, LedgerFull, SourceError, StoreUnavailable, UsageError
+from cdc_agent.errors import CdcAgentError, StoreUnavailable, UsageError
 from cdc_agent.failpoints import hit
 from cdc_agent.ledger.base import Generation, Ledger
-from cdc_agent.migrate.copying import CopyProgress, copy_of, progress_of
+from cdc_agent.migrate.copying import CopyProgress
 from cdc_agent.migrate.names import families, settle, stored_name
 from cdc_agent.resync import ResyncRunner
-from cdc_agent.retry import Retrier, Stopping
+from cdc_agent.retry import Retrier
 from cdc_agent.stream.base import Stream
 from cdc_agent.vectorstore.base import VectorStore
 
@@ -109,13 +109,12 @@ class Migrations:
         embedders: Embedders,
         resync: ResyncRunner,
         retrier: Retrier,
-        visible: Callable[[], Callable[[], bool]],
+        copies: FirstCopies,
         serve: Callable[[Planned], Served],
         open_store: Callable[[Served], object],
         forget_store: Callable[[str], None],
         reload: Callable[[], Config],
         tables: frozenset[str],
-        stop: threading.Event,
     ) -> None:
         self._consumers = consumers
         self._ledger = ledger
@@ -124,64 +123,13 @@ class Migrations:
         self._embedders = embedders
         self._resync = resync
         self._retrier = retrier
-        self._visible = visible
+        self._copies = copies
         self._serve = serve
         self._open_store = open_store
         self._forget_store = forget_store
         self._reload = reload
         self._tables = tables
-        self._stop = stop
         self._one = threading.Lock()
-        self._threads: Threads | None = None
-
-    # -- first copies -----------------------------------------------------------------------------------------
-
-    def run(self, threads: Threads) -> None:
-        """Begin the first copies that are still to be begun, each in a thread of its own that ends with it: of what is
-        being built, of what came while another transaction hid rows, and of what has lost its place in the log."""
-        self._threads = threads
-        for served in self._consumers.served:
-            if not self._is_begun(served):
-                self._copy(served)
-
-    def _copy(self, served: Served) -> None:
-        assert self._threads is not None
-        self._threads.start(f"copy {served.physical}", lambda: self._begin_copy(served), vital=False)
-
-    def _begin_copy(self, served: Served) -> None:
-        """Ask for the first copy once every change that this generation's agent was not given can be read."""
-        try:
-            if self._progress(served).state == "waiting":
-                hit("migrate_before_copy")
-                self._await_visible()
-            self._retrier.until_done("ledger", lambda: self._ask_for_copy(served), (LedgerFull,))
-            self._resync.notify()
-        except Stopping:
-            log.debug("copy not begun")
-
-    def _ask_for_copy(self, served: Served) -> None:
-        """Unless its agent has given up its place meanwhile: nobody would apply it, nor did it begin from there."""
-        with self._consumers.unless_stopped(served) as working:
-            if not working or not self._is_kept(served):
-                return
-            if self._progress(served).state == "waiting":
-                copy = copy_of(served.generation, served.collection.table)
-                self._ledger.start_resync(replace(copy, started_at=time.time()))
-            self._ledger.save_collection(served.physical, served.generation.fingerprint)
-
-    def _await_visible(self) -> None:
-        asked = self._retrier.until_done("source", self._visible, (SourceError,))
-        while not self._retrier.until_done("source", asked, (SourceError,)):
-            if self._stop.wait(_POLL_S):
-                raise Stopping
-
-    def _is_kept(self, served: Served) -> bool:
-        """Whether nobody began to drop it meanwhile."""
-        kept = [g for g in self._ledger.generations() if g.state in ("building", "live", "retired")]
-        return any(g.physical == served.physical for g in kept)
-
-    def _is_begun(self, served: Served) -> bool:
-        return self._ledger.collection_fingerprint(served.physical) is not None
 
     # -- operations -------------------------------------------------------------------------------------------
 
@@ -214,7 +162,7 @@ class Migrations:
             self._ledger.save_generation(replace(plan.generation, state="dropping"))
             raise
         self._consumers.add(plan.generation.agent, [served])
-        self._copy(served)
+        self._copies.begin(served)
 
     def switch(self, collection: str) -> list[dict[str, Any]]:
         """The building generation answers from now on."""
@@ -238,7 +186,7 @@ class Migrations:
                 f"generation {served.physical} has {'; '.join(stopped)}",
                 hint="mend what it says and start the daemon again: it is read again; or cdc-agent migrate abort",
             )
-        if reason := _not_complete(self._progress(served)):
+        if reason := _not_complete(self._copies.progress(served)):
             raise NotReady(f"generation {served.physical} is not ready: {reason}", hint="cdc-agent migrate status")
 
     def _flip(self, old: Served, new: Served) -> None:
@@ -347,7 +295,7 @@ class Migrations:
         """Keep the metric fresh; costs nothing while nothing is migrated."""
         for served in self._consumers.served:
             if served.generation.state == "building":
-                _measure(served.generation, self._progress(served))
+                _measure(served.generation, self._copies.progress(served))
 
     def status(self, collections: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Every generation of the collections (default: all), JSON-ready."""
@@ -357,7 +305,7 @@ class Migrations:
         for served in sorted(self._consumers.served, key=lambda s: (s.generation.collection, s.generation.number)):
             if collections is not None and served.generation.collection not in collections:
                 continue
-            progress = progress_of(served.generation, resyncs, begun=self._is_begun(served))
+            progress = self._copies.progress(served, resyncs)
             found.append(self._described(served, progress, parked.get(served.physical, 0)))
         return found
 
@@ -394,9 +342,6 @@ class Migrations:
         if mark.offset < live.offset and mark.applied_lsn < live.applied_lsn:
             reasons.append(f"it is {live.offset - mark.offset} changes behind")
         return reasons
-
-    def _progress(self, served: Served) -> CopyProgress:
-        return progress_of(served.generation, self._ledger.resyncs(), begun=self._is_begun(served))
 
 
 def _measure(generation: Generation, progress: CopyProgress) -> None:

@@ -165,7 +165,7 @@ class _Running:
         self._threads.start("store", daemon.store_watch.run)
         self._threads.start("tables", daemon.shapes.run)
         self._threads.start("verify", daemon.verify.run)
-        daemon.migrations.run(self._threads)
+        daemon.copies.run(self._threads)
 
     def _tick(self) -> None:
         if self._daemon.chroma is not None and not self._daemon.chroma.watch():

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from cdc_agent.agents.planning import Collection
 from cdc_agent.agents.watermark import Watermark
 from cdc_agent.config import Config, EmbeddingConfig
 from cdc_agent.daemon.consumers import Consumers, Served, StillBusy, resync_targets
+from cdc_agent.daemon.first_copies import FirstCopies
 from cdc_agent.daemon.generations import Embedders, changed_collections, differences, next_generations, planned
 from cdc_agent.daemon.migrations import Migrations, complete_drops, leave_unconfigured, settle_all
 from cdc_agent.daemon.threads import Threads
@@ -726,6 +726,7 @@ class TestSwitch:
         crew.add(generation(2, "building"))
         crew.ledger.save_collection("docs", "f")
         crew.ledger._uuid = UUID
+        retrier = Retrier(crew.stop, Health(), Backoff(initial_s=0.01, maximum_s=0.02))
         return Migrations(
             consumers=crew.consumers,
             ledger=crew.ledger,
@@ -733,14 +734,20 @@ class TestSwitch:
             store=crew.store,
             embedders=Embedders(EmbeddingConfig(backend="hashing"), lambda _: HashingEmbedder()),
             resync=None,  # type: ignore[arg-type]
-            retrier=Retrier(crew.stop, Health(), Backoff(initial_s=0.01, maximum_s=0.02)),
-            visible=lambda: lambda: True,
+            retrier=retrier,
+            copies=FirstCopies(
+                consumers=crew.consumers,
+                ledger=crew.ledger,
+                notify=lambda: None,
+                retrier=retrier,
+                visible=lambda: lambda: True,
+                stop=crew.stop,
+            ),
             serve=lambda plan: crew.served(plan.generation),
             open_store=lambda _: None,
             forget_store=lambda _: None,
             reload=lambda: config(tmp_path),
             tables=frozenset(),
-            stop=crew.stop,
         )
 
     def test_it_is_refused_before_the_copy_is_complete(self, migrations: Migrations) -> None:
@@ -824,13 +831,12 @@ class TestSwitch:
         again = Crew(crew.ledger, crew.stream)
         for one in crew.ledger.generations():
             again.add(one)
-        migrations._consumers = again.consumers
-        migrations._resync = SimpleNamespace(notify=lambda: None)  # type: ignore[assignment]
+        migrations._consumers = migrations._copies._consumers = again.consumers
 
         # Then there is no way back before it was read again, and that is begun
         with pytest.raises(StillBusy, match="first copy has not begun"):
             migrations.rollback("docs")
-        migrations.run(again.threads)
+        migrations._copies.run(again.threads)
         until(lambda: crew.ledger.collection_fingerprint("docs") is not None, what="its copy to be asked for")
         asked = [(r.collections, r.reason) for r in crew.ledger.resyncs() if r.state == "running"]
         assert asked == [(("docs",), "first copy")]
@@ -839,10 +845,9 @@ class TestSwitch:
     def test_a_copy_is_not_asked_for_once_nobody_would_apply_it(self, crew: Crew, migrations: Migrations) -> None:
         # Given a new generation whose copy waits until everything can be seen
         visible = threading.Event()
-        migrations._visible = lambda: visible.is_set
-        migrations._resync = SimpleNamespace(notify=lambda: None)  # type: ignore[assignment]
+        migrations._copies._visible = lambda: visible.is_set
         crew.consumers.start(crew.threads)
-        migrations.run(crew.threads)
+        migrations._copies.run(crew.threads)
 
         # When it fails for good meanwhile
         crew.indexers["indexer:docs@2"].fails = EmbeddingError("the model is gone")
