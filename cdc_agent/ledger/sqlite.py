@@ -227,6 +227,7 @@ class SqliteLedger(LedgerFile):
                 tx.executemany(SQL["settle"], [rows.settled(flip.agent, manifest) for manifest in flip.manifests])
             suspected = set(flip.suspected) & named
             begun = tx.execute(SQL["intents"], (flip.agent, flip.generation)).fetchall()
+            abandoned = False
             for collection, chunk_id, generation in begun:
                 place = (collection, chunk_id)
                 if place in named:
@@ -235,6 +236,10 @@ class SqliteLedger(LedgerFile):
                     suspected.add(place)
                 else:
                     garbage.append(place)
+                    # Its document may never come to be, and then no deletion reaches the vectors.
+                    abandoned = True
+            if abandoned:
+                self._vectors.note_orphans(tx)
             tx.execute(SQL["clear_intents"], (flip.agent, flip.generation))
             tx.executemany(SQL["insert_intent"], [(c, i, _SUSPECTED, flip.agent) for c, i in suspected])
             tx.executemany(SQL["insert_garbage"], garbage)

@@ -638,6 +638,17 @@ class TestWhoseVectors:
         ledger.prune_vectors()
         assert remembered(ledger, "a") == set()
 
+    def test_vectors_of_a_document_that_never_came_to_be_are_pruned(self, ledger: Ledger) -> None:
+        # Given a process that died when a new document was embedded, and a row that was gone when the next one read it
+        new = NewChunks(collection=C, document_id="1", count=1, hashes=[b"a".ljust(16)])
+        generation, _ = ledger.begin_write([new], agent=AGENT, fingerprint="m", vectors={b"a".ljust(16): b"v" * 8})
+        flip(ledger, generation)
+
+        # When somebody looks for vectors that belong to nobody
+        ledger.prune_vectors()
+
+        assert remembered(ledger, "a") == set()
+
     def test_texts_that_are_in_use_are_forgotten_last(self, open_ledger: Opener) -> None:
         # Given room for about ten vectors, and a document that was changed again and again after others were written
         ledger = open_ledger(embedding_cache_bytes=10 * (1_604 + 64))
