@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
-
-from cdc_agent.config import HttpConfig, load
+from cdc_agent.cli.configured import load
 from cdc_agent.errors import CdcAgentError, ConfigError, DaemonUnavailable, UsageError
+
+if TYPE_CHECKING:
+    import httpx
+
+    from cdc_agent.config import HttpConfig
 
 __all__ = ["DaemonClient"]
 
@@ -47,6 +50,8 @@ class DaemonClient:
         return self._ask("POST", path, timeout_s, json=body or {})
 
     def _ask(self, method: str, path: str, timeout_s: float, **content: Any) -> dict[str, Any]:
+        import httpx
+
         try:
             # A proxy from the environment must not see, or break, what goes to our own daemon.
             with httpx.Client(trust_env=False, timeout=httpx.Timeout(timeout_s, connect=5.0)) as client:
@@ -58,6 +63,8 @@ class DaemonClient:
         return self._checked(response)
 
     def _unavailable(self, exc: httpx.HTTPError) -> DaemonUnavailable:
+        import httpx
+
         if isinstance(exc, httpx.TimeoutException):
             return DaemonUnavailable(f"the daemon at {self._url} does not answer in time", hint="look at its log")
         return DaemonUnavailable(

@@ -11,7 +11,6 @@ from typing import Any
 
 from cdc_agent.cli.daemon_client import DaemonClient
 from cdc_agent.cli.output import print_table, wants_json
-from cdc_agent.cloudevents import parse_time
 from cdc_agent.errors import UsageError
 
 __all__ = ["add_options", "run"]
@@ -35,6 +34,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _moment(text: str) -> str:
+    from cdc_agent.cloudevents import parse_time
+
     ago = _AGO.fullmatch(text)
     try:
         if ago:

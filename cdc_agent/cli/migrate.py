@@ -9,13 +9,16 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cdc_agent.cli.configured import load
 from cdc_agent.cli.daemon_client import DaemonClient
 from cdc_agent.cli.output import print_json, print_table, wants_json
-from cdc_agent.config import Config, load
 from cdc_agent.errors import DaemonUnavailable, UsageError
-from cdc_agent.ledger.base import Generation, Ledger
+
+if TYPE_CHECKING:
+    from cdc_agent.config import Config
+    from cdc_agent.ledger.base import Generation, Ledger
 
 __all__ = ["abort", "add_options", "finish", "plan", "rollback", "start", "status", "switch"]
 

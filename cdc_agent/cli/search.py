@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cdc_agent.cli import options
+from cdc_agent.cli.configured import load
 from cdc_agent.cli.daemon_client import DaemonClient
 from cdc_agent.cli.output import print_json, wants_json
-from cdc_agent.config import load
 from cdc_agent.errors import DaemonUnavailable, UsageError
 
 __all__ = ["add_options", "run"]

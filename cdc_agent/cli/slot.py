@@ -6,8 +6,8 @@ import argparse
 import sys
 from typing import Any
 
+from cdc_agent.cli.configured import load
 from cdc_agent.cli.output import human_bytes, print_json, print_mapping, wants_json
-from cdc_agent.config import load
 from cdc_agent.errors import UsageError
 
 __all__ = ["drop", "show"]
