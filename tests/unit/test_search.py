@@ -345,6 +345,20 @@ def test_a_refusal_says_where_in_the_condition(where: dict[str, Any], said: str)
     assert caught.value.message.startswith(said)
 
 
+def test_a_question_asked_again_is_not_embedded_again(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a model that notes what it is asked
+    asked: list[str] = []
+    embed = index.embedder.embed_query
+    monkeypatch.setattr(index.embedder, "embed_query", lambda text: asked.append(text) or embed(text))
+
+    # When the same words are searched with another condition, and then other words
+    index.searcher.search("articles", "cat")
+    index.searcher.search("articles", "cat", k=1, where={"lang": "en"})
+    index.searcher.search("articles", "dog")
+
+    assert asked == ["cat", "dog"]
+
+
 def test_a_vector_is_asked_for_once_a_search(index: Index) -> None:
     for number in range(30):
         index.begin(f"public.articles:dead{number}", ["cat"])
