@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 #: Who may watch at once.
 MAX_WATCHERS = 32
-#: Changes of the past that a watcher is shown at first.
-_PAST_CHANGES = 40
+#: Changes of the past that a watcher is told of at first; a resync's rows among them show as one line.
+_PAST_CHANGES = 200
 #: A watcher that takes nothing for so long is let go.
 _SEND_TIMEOUT_S = 30.0
 #: How soon a watcher notices that the daemon stops, at the latest.

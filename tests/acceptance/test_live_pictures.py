@@ -46,12 +46,13 @@ def test_the_pictures_show_a_daemon_at_work() -> None:
 
         # When the page is opened, a question asked and a resync begun, then it is a picture worth showing
         for name, look in PICTURES.items():
+            write_for(6, scenery, articles, seed=name)
             take(browser, scenery, name, look)
 
 
-def write_for(seconds: float, scenery: Stage, articles: list[Article]) -> None:
+def write_for(seconds: float, scenery: Stage, articles: list[Article], *, seed: str = "") -> None:
     """What people do with articles: mostly edits, some new ones, some that go, now and then many at once."""
-    chosen, end = random.Random(5), time.monotonic() + seconds
+    chosen, end = random.Random(seed), time.monotonic() + seconds
     while time.monotonic() < end:
         kind, row = chosen.random(), chosen.randrange(1, len(articles))
         if kind < 0.5:
