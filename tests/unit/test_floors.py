@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,16 @@ def test_every_room_stands_on_a_floor() -> None:
 
     # Then each is on the map
     assert rooms - set(FLOOR) - set(DOORS) == set(), "a new room needs a floor: add it to FLOORS here and in DESIGN"
+
+
+def test_the_architecture_page_shows_every_room_on_its_floor() -> None:
+    page = (PACKAGE.parent / "docs" / "ARCHITECTURE.md").read_text()
+    there = {room for room in FLOOR if (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").exists()}
+
+    for number, rooms in enumerate(FLOORS):
+        shown = re.search(rf"^\| {number} \w+ \| `([a-z_ ]+)`", page, flags=re.MULTILINE)
+        assert shown is not None, f"docs/ARCHITECTURE.md has no floor {number}"
+        assert set(shown[1].split()) == rooms & there
 
 
 @pytest.mark.parametrize(
