@@ -2,12 +2,13 @@
 
 A target takes any bytes. It passes when the code refuses them with the error that it promises, or accepts them and
 what it made of them holds; anything else is a finding. Seeds are real messages, so the fuzzer begins where the
-interesting code is. To come, with the code: the signature headers of webhooks.
+interesting code is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import itertools
 import json
 import struct
@@ -20,9 +21,18 @@ from typing import Any
 import numpy as np
 import orjson
 
+from cdc_agent.cloudevents import from_cloudevent, to_cloudevent
 from cdc_agent.config.loading import load
 from cdc_agent.documents.predicate import Predicate
-from cdc_agent.errors import ConfigError, DecodeError, RenderError, StoreRejected, StreamError
+from cdc_agent.errors import (
+    ConfigError,
+    DecodeError,
+    RenderError,
+    StoreRejected,
+    StreamError,
+    WebhookMalformed,
+    WebhookRefused,
+)
 from cdc_agent.events import UNCHANGED, Change, Column, Relation, Row, Transaction
 from cdc_agent.lsn import Lsn
 from cdc_agent.resync import MESSAGE_PREFIX, PageBoard
@@ -34,6 +44,13 @@ from cdc_agent.vectorstore.base import Record
 from cdc_agent.vectorstore.memory import MemoryStore
 from cdc_agent.web import requests
 from cdc_agent.web.answers import ApiError
+from cdc_agent.webhooks.base import Delivery, Receiver
+from cdc_agent.webhooks.debezium import DebeziumReceiver
+from cdc_agent.webhooks.github import GithubReceiver
+from cdc_agent.webhooks.notion import NotionReceiver
+from cdc_agent.webhooks.standard import StandardReceiver
+from cdc_agent.webhooks.stripe import StripeReceiver
+from tests.support import senders
 from tests.support.wal import pgoutput_messages, wal2json_messages
 
 __all__ = ["PLANTED", "TARGETS", "Target"]
@@ -273,6 +290,73 @@ def _planted(data: bytes) -> None:
 
 
 PLANTED = Target(_planted, lambda: [b"XXX"])
+
+
+# -- webhooks ------------------------------------------------------------------------------------------------------
+
+NOW = dt.datetime(2026, 11, 27, 12, 0, tzinfo=dt.UTC)
+KEY_OF_STANDARD = senders.STANDARD_SECRET
+SIGNERS: tuple[tuple[Receiver, str, Callable[[Any], tuple[dict[str, str], bytes]], Any], ...] = (
+    (GithubReceiver(), "s", lambda body: senders.github(body, "s"), {"action": "a", "repository": {"full_name": "r"}}),
+    (NotionReceiver(), "s", lambda body: senders.notion(body, "s"), {"id": "i", "type": "t", "entity": {"id": "e"}}),
+    (
+        StripeReceiver(),
+        "s",
+        lambda body: senders.stripe(body, "s", NOW.timestamp()),
+        {"id": "evt", "type": "t", "created": 5, "data": {"object": {"id": "o"}}},
+    ),
+    (
+        StandardReceiver(),
+        KEY_OF_STANDARD,
+        lambda body: senders.standard(body, KEY_OF_STANDARD, NOW.timestamp()),
+        {"specversion": "1.0", "id": "e", "source": "s", "type": "t", "time": "2026-11-27T11:00:00Z", "data": 1},
+    ),
+    (
+        DebeziumReceiver(),
+        KEY_OF_STANDARD,
+        lambda body: senders.standard(body, KEY_OF_STANDARD, NOW.timestamp()),
+        [{"op": "u", "source": {"db": "d", "table": "t", "ts_ms": 5}}, {"payload": None}],
+    ),
+)
+
+
+def _delivery(headers: dict[str, str], body: bytes) -> Delivery:
+    return Delivery(source="them", headers={k.lower(): v for k, v in headers.items()}, body=body, received_at=NOW)
+
+
+def _headers(data: bytes) -> None:
+    """The first byte says who sends, the rest is what stands in the headers: nobody can sign by guessing."""
+    if not data:
+        return
+    receiver, secret, sign, _ = SIGNERS[data[0] % len(SIGNERS)]
+    headers, body = sign({"type": "never signed by anybody"})
+    names = [name for name in headers if name != "X-GitHub-Event"]
+    values = data[1:].decode("utf-8", "surrogateescape").split("\n")
+    with contextlib.suppress(WebhookRefused):
+        receiver.receive(_delivery(dict(zip(names, values, strict=False)), body), [secret])
+        raise AssertionError("a delivery was believed")
+
+
+def _header_seeds() -> Iterator[bytes]:
+    for number, (_, _, sign, body) in enumerate(SIGNERS):
+        headers, _ = sign(body)
+        yield bytes([number]) + "\n".join(v for k, v in headers.items() if k != "X-GitHub-Event").encode()
+
+
+def _webhook(data: bytes) -> None:
+    """The first byte says who sends; whatever follows is signed, and is understood or malformed."""
+    if not data:
+        return
+    receiver, secret, sign, _ = SIGNERS[data[0] % len(SIGNERS)]
+    try:
+        body = orjson.loads(data[1:])
+    except orjson.JSONDecodeError:
+        return
+    with contextlib.suppress(WebhookMalformed):
+        for event in receiver.receive(_delivery(*sign(body)), [secret]):
+            assert from_cloudevent(orjson.loads(orjson.dumps(to_cloudevent(event)))).id == event.id
+
+
 TARGETS = {
     "pgoutput": Target(
         _pgoutput, lambda: [_framed(itertools.chain.from_iterable(pgoutput_messages(tx) for tx in _transactions()))]
@@ -284,4 +368,6 @@ TARGETS = {
     "predicate": Target(_predicate, _text(*CONDITIONS)),
     "where": Target(_where, lambda: map(orjson.dumps, FILTERS)),
     "request": Target(_request, lambda: [bytes([i]) + orjson.dumps(body) for i, body in enumerate(BODIES)]),
+    "headers": Target(_headers, _header_seeds),
+    "webhook": Target(_webhook, lambda: [bytes([i]) + orjson.dumps(body) for i, (_, _, _, body) in enumerate(SIGNERS)]),
 }
