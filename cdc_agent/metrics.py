@@ -55,6 +55,7 @@ CHUNKS_CACHED = _counter("chunks_cached", "New chunks whose vector was in the em
 CHUNKS_UNCHANGED = _counter("chunks_unchanged", "Chunks that kept their vector through a change.")
 CHUNKS_DELETED = _counter("chunks_deleted", "Chunks removed from the index.")
 METADATA_UPDATES = _counter("metadata_updates", "Chunks whose metadata alone was written.")
+OVERTAKEN = _counter("overtaken", "Documents written ahead of others, because they needed no model.")
 EMBED_BATCH_SECONDS = _histogram("embed_batch_seconds", "Time the model took for one batch of texts.", _SHORT_S)
 VECTORSTORE_WRITE_SECONDS = _histogram("vectorstore_write_seconds", "Time of one write to the vector store.", _SHORT_S)
 DOCUMENTS = _gauge("documents", "Documents in the index.", "collection")

@@ -45,10 +45,15 @@ class Retrier:
         self._health = health
         self._backoff = backoff
 
-    def until_done(self, name: str, call: Callable[[], T], retry_on: tuple[type[CdcAgentError], ...]) -> T:
-        """Return what ``call`` returns, however long it takes. Raises ``Stopping``, or any other error of the call."""
+    def until_done(
+        self, name: str, call: Callable[[], T], retry_on: tuple[type[CdcAgentError], ...], *, once: bool = False
+    ) -> T:
+        """Return what ``call`` returns, however long it takes. Raises ``Stopping``, or any other error of the call.
+
+        With ``once`` it is called once even when the process is to stop.
+        """
         attempt = 0
-        while not self._stop.is_set():
+        while not self._stop.is_set() or (once and attempt == 0):
             try:
                 result = call()
             except retry_on as exc:

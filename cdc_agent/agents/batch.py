@@ -142,6 +142,24 @@ class BatchFolder:
                     )
         return folded
 
+    def collection(self, name: str) -> Collection:
+        return self._collections[name]
+
+    def collections_of(self, event: ChangeEvent) -> Sequence[Collection]:
+        """Those that are made of the event's table."""
+        return self._by_root.get(event.relation.root_oid, ()) if event.relation is not None else ()
+
+    def alone(self, collection: Collection, event: ChangeEvent) -> Pending | None:
+        """A document after one change of it alone; None if the index knows that already. Takes nothing back that was
+        put off."""
+        fold = Fold(
+            table=collection.table,
+            manifest_of=lambda document: self._manifests(collection.name, [document])[document],
+            documents_of=lambda _: (),
+        )
+        fold.change(event)
+        return next((pending for pending in fold.pending.values() if pending.touched), None)
+
     def fold_wide(self, event: ChangeEvent) -> Iterator[tuple[Folded, bool]]:
         """Fold a wide event page by page: each page is to be handed over before the next is asked for. Says of each
         whether it is the last. The event counts as dealt with after that one only, and may be begun anew before."""

@@ -1,9 +1,10 @@
 """The indexer: the agent that keeps the vector store true to the stream.
 
 Two threads: one reads, folds, plans and embeds; the other writes. While a batch is being written the next one is
-embedded, so the model does not wait for the store. The plan of the next batch builds on the manifests of the batches
-in flight (the overlay). Everything in flight is derived from the ledger and the stream: on any failure it is thrown
-away and made again from the last checkpoint.
+embedded, so the model does not wait for the store. The model itself is asked on a third thread, and while it takes its
+time what needs no model is handed to the writer (``overtaking``). The plan of the next batch builds on the manifests
+of the batches in flight (the overlay). Everything in flight is derived from the ledger and the stream: on any failure
+it is thrown away and made again from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from cdc_agent import metrics
+from cdc_agent.agents.aside import Aside
 from cdc_agent.agents.backlog import Backlog
 from cdc_agent.agents.batch import BatchFolder, Folded, Step, split
 from cdc_agent.agents.folding import Pending
 from cdc_agent.agents.inflight import InFlight
+from cdc_agent.agents.overtaking import Overtaking
 from cdc_agent.agents.pacing import Deferred, Pacer
 from cdc_agent.agents.parking import dead_letter, still_indexed
 from cdc_agent.agents.planning import Collection, Plan, needs_row, plan
@@ -57,6 +63,8 @@ _READ_WAIT_S = 1.0
 _HANDOFF_WAIT_S = 0.5
 #: How long it waits for changes while a portion of a resync is being written.
 _LOOK_OUT_S = 0.003
+#: How long the model may take before we look for what needs no model, and between two such looks.
+_OVERTAKE_S = 0.05
 #: Rows of a resync that are taken at a time when something waits for all of them.
 _WIDE_PORTION = 500
 #: Seconds between looks for ids that nothing names.
@@ -129,6 +137,8 @@ class Indexer:
             wall_clock=wall_clock,
         )
         self._backlog = Backlog(clock)
+        self._aside = Aside(f"{agent}-embedding")
+        self._overtaking = Overtaking(stream=stream, folder=self._folder, tainted=writer.tainted)
         #: How long the last write of changes took, and of a portion of reads.
         self._write_s = {False: 0.0, True: 0.0}
         self._released = -1
@@ -139,6 +149,8 @@ class Indexer:
         self._limit = _TARGET_CHUNKS
         checkpoint = ledger.checkpoint(agent)
         self._next = checkpoint
+        #: Everything up to here is written or in hand; None while something that must not be passed follows in hand.
+        self._front: int | None = None
         self.watermark = Watermark(checkpoint.offset, checkpoint.applied_lsn)
 
     # -- planner thread ---------------------------------------------------------------------------------------
@@ -151,6 +163,7 @@ class Indexer:
         except Stopping:
             log.debug("planner stopped")
         finally:
+            self._aside.close()
             # So that a writer with nothing to do sees at once that it is over; one that has something comes to it.
             with suppress(queue.Full):
                 self._handoff.put_nowait(None)
@@ -176,6 +189,7 @@ class Indexer:
             raise failed
         self._deferred.clear()
         self._backlog.clear()
+        self._overtaking.clear()
         self._next = self._ledger.checkpoint(self._agent)
 
     def _planner_turn(self) -> None:
@@ -188,7 +202,7 @@ class Indexer:
             wait_s = 0.0 if self._may_work_off() else _LOOK_OUT_S
         self._read_ahead(wait_s)
         if self._backlog and self._failed is None and self._may_work_off():
-            self._work_off(self._backlog.portion.size)
+            self._work_off(self._backlog.portion.size, front=self._next.offset)
 
     def _may_work_off(self) -> bool:
         return not self._backlog.lively or self._in_flight.empty or self._backlog.starved
@@ -220,6 +234,7 @@ class Indexer:
                 continue
             self._put_back(rest if last else ())
             began = self._clock()
+            self._front = batch.next_offset if last else None
             folded = self._folder.fold(step.changes, waited if step is steps[0] else {})
             prepared = self._prepare(folded, reached if last else self._next, frozenset(waited))
             self._limit = self._adapted(len(step.changes), prepared)
@@ -238,19 +253,20 @@ class Indexer:
     def _take_wide(self, event: ChangeEvent, rest: Sequence[ChangeEvent], reached: Checkpoint) -> None:
         """An event that concerns any number of documents, page by page. What was read before it goes before it."""
         while self._backlog and self._failed is None:
-            self._work_off(_WIDE_PORTION)
+            self._work_off(_WIDE_PORTION, front=None)
         self._put_back(rest)
         for folded, last in self._folder.fold_wide(event):
             if self._failed is not None:
                 return
             self._hand_over(self._prepare(folded, reached if last else self._next, frozenset()))
 
-    def _work_off(self, most: int) -> None:
-        """Index a portion of the rows that a resync read."""
+    def _work_off(self, most: int, *, front: int | None) -> None:
+        """Index a portion of the rows that a resync read. ``front``: changes are dealt with up to this offset."""
         hit("after_read")
         began = self._clock()
         self._held = {}
         events = self._backlog.take(most)
+        self._front = front
         prepared = self._prepare(self._folder.fold(events, {}), self._next, frozenset())
         prepared.reads = True
         self._backlog.worked(len(events), _new_chunks(prepared), self._clock() - began + self._write_s[True])
@@ -290,7 +306,7 @@ class Indexer:
                     plans.append(made)
         hit("after_plan")
         embedding_ns = time.time_ns()
-        vectors, fresh = self._vectorizer.vectors(plans, letters, self._collections)
+        plans, vectors, fresh = self._embedded(plans, letters)
         embedded_ns = time.time_ns()
         parked = {(letter.collection, letter.document_id) for letter in letters}
         plans = [p for p in plans if (p.collection, p.pending.document_id) not in parked]
@@ -312,6 +328,47 @@ class Indexer:
         kept = [still_indexed(self._collections[name], folds[name].pending[doc]) for name, doc in sorted(parked)]
         prepared.manifests += kept
         return prepared
+
+    def _embedded(
+        self, plans: list[Plan], letters: list[DeadLetter]
+    ) -> tuple[list[Plan], dict[bytes, npt.NDArray[np.float32]], list[bytes]]:
+        """The plans that are left to be written, and their vectors. While the model takes its time, what needs none
+        is handed over: first of these plans, then of the changes behind them."""
+        if not any(made.new for made in plans):
+            return plans, *self._vectorizer.vectors(plans, letters, self._collections)
+        heavy = [made for made in plans if made.new]
+        left = list(plans)
+        # A document that could not be planned is on its way to a dead letter, in its turn.
+        in_hand = {(made.collection, made.pending.document_id) for made in heavy}
+        in_hand |= {(letter.collection, letter.document_id) for letter in letters}
+
+        def overtake() -> None:
+            if self._failed is not None or self._stop.is_set():
+                return
+            light, left[:] = [made for made in left if not made.new], heavy
+            ahead = light or (self._overtaking.plans(self._front, waits) if self._front is not None else ())
+            with suppress(Stopping):
+                self._hand_over_ahead(ahead)
+
+        def waits(place: tuple[str, str]) -> bool:
+            return place in in_hand or place in self._deferred
+
+        vectors, fresh = self._aside.run(
+            lambda: self._vectorizer.vectors(heavy, letters, self._collections), overtake, _OVERTAKE_S
+        )
+        return left, vectors, fresh
+
+    def _hand_over_ahead(self, plans: Sequence[Plan]) -> None:
+        """Write these before what is in front of them in the stream: the checkpoint stays where it is."""
+        if not plans:
+            return
+        prepared = self._writer.begin(plans, {}, (), checkpoint=self._safe(self._next), retrier=self._planner_retrier)
+        prepared.live_lsn = self._deferred.safe(self._next).applied_lsn
+        # Nothing is embedded for them.
+        prepared.planned_ns = (time.time_ns(),) * 3
+        metrics.OVERTAKEN.inc(len(plans))
+        _count(plans)
+        self._hand_over(prepared)
 
     def _complete_rows(
         self, collection: Collection, pending: Sequence[Pending], letters: list[DeadLetter]

@@ -103,6 +103,9 @@ class Deferred:
         """Remove and return one document: it changes again."""
         return self._entries.pop(place, None)
 
+    def __contains__(self, place: Place) -> bool:
+        return place in self._entries
+
     def places(self, collection: str) -> list[str]:
         return [document for name, document in self._entries if name == collection]
 

@@ -23,7 +23,7 @@ from cdc_agent.events import UNCHANGED, Row
 from cdc_agent.ledger.base import ChunkRef, Manifest
 from cdc_agent.values import FLOAT_OIDS
 
-__all__ = ["Collection", "Expected", "Plan", "expected", "needs_row", "plan"]
+__all__ = ["Collection", "Expected", "Plan", "expected", "light_plan", "needs_row", "plan"]
 
 #: Bytes of one text column's hash in a manifest.
 _COLUMN_HASH_BYTES = 8
@@ -162,6 +162,23 @@ def plan(collection: Collection, pending: Pending, *, tainted: frozenset[str] = 
         return _untouched(collection, pending)
     texts = collection.chunk(collection.spec.template.render(row))
     return _new_text(collection, pending, texts, metadata, metadata_hash, hashes, tainted)
+
+
+def light_plan(collection: Collection, pending: Pending, *, tainted: frozenset[str]) -> Plan | None:
+    """The plan of a document that needs no model: its metadata move, or it goes. None for any other."""
+    if not pending.was_live or pending.rewrite:
+        return None
+    try:
+        row = pending.row
+        if row is not None and needs_row(collection, pending, tainted=bool(tainted)):
+            return None
+        if row is not None and _matches(collection, row) and not _text_unchanged(collection, pending, row):
+            return None
+        made = plan(collection, pending, tainted=tainted)
+    except RenderError:
+        # Its turn will come, and the one who plans it then parks it.
+        return None
+    return None if made.new else made
 
 
 def _is_indexed(pending: Pending, column_hashes: bytes, metadata_hash: bytes) -> bool:

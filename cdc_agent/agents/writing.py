@@ -148,6 +148,8 @@ class IndexWriter:
                     new, agent=self._agent, touched=touched, fingerprint=self._fingerprint, vectors=remember
                 ),
                 (LedgerFull,),
+                # Who is to stop keeps what was embedded: it is paid for.
+                once=True,
             )
             hit("after_intent")
         prepared = Prepared(
