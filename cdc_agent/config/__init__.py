@@ -4,7 +4,7 @@
 command line read a ``Config``; every other class takes plain arguments. ``docs/CONFIG.md`` is the reference.
 """
 
-from cdc_agent.config.dsn import redacted_dsn
+from cdc_agent.config.dsn import is_loopback, redacted_dsn
 from cdc_agent.config.loading import load
 from cdc_agent.config.tree import (
     ChunkingConfig,
@@ -22,7 +22,6 @@ from cdc_agent.config.tree import (
     TracingConfig,
     VectorStoreConfig,
     WebhookConfig,
-    is_loopback,
 )
 
 __all__ = [

@@ -6,15 +6,22 @@ a file but by name; ``loading`` reads them.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from cdc_agent.config.dsn import is_conninfo, redacted_dsn
+from cdc_agent.config.dsn import is_conninfo, is_loopback, redacted_dsn, unverified, verified
 from cdc_agent.config.problems import wrong
 from cdc_agent.config.table_name import parse_table
 from cdc_agent.documents.metadata import RESERVED_PREFIX
@@ -32,21 +39,13 @@ ENV_DELIMITER = "__"
 _COLLECTION_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``. A name other than ``localhost`` counts as reachable."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
 
 class SourceConfig(_Section):
+    insecure: bool = False
+    """Connect without checking the server's certificate, or without TLS, to a server on another machine."""
     dsn: Secret
     """Connection string of the database (URL or keywords); its role needs REPLICATION and SELECT. Required."""
     dsn_file: Path | None = None
@@ -68,14 +67,21 @@ class SourceConfig(_Section):
 
     @field_validator("dsn")
     @classmethod
-    def _is_conninfo(cls, dsn: Secret) -> Secret:
+    def _is_conninfo_and_verified(cls, dsn: Secret, info: ValidationInfo) -> Secret:
         if not is_conninfo(dsn.get_secret_value()):
             raise wrong(
                 "is not a Postgres connection string",
                 hint="write postgresql://user:password@host:5432/dbname (percent-encode special characters) "
                 "or host=... dbname=... user=...",
             )
-        return dsn
+        if info.data.get("insecure"):
+            return dsn
+        if mode := unverified(dsn.get_secret_value()):
+            raise wrong(
+                f"leads to another machine with sslmode={mode}, which does not check whose server it is",
+                hint="say sslmode=verify-full (the default) and sslrootcert=FILE, or set source.insecure to true",
+            )
+        return Secret(verified(dsn.get_secret_value()))
 
     @property
     def redacted_dsn(self) -> str:

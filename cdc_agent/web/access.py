@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cdc_agent.config.tree import is_loopback
+from cdc_agent.config import is_loopback
 from cdc_agent.grants import EVERYTHING, SCOPES, Grant
 from cdc_agent.web.answers import ApiError, error_response
 from cdc_agent.web.tokens import Tokens

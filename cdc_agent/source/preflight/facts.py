@@ -47,6 +47,9 @@ class Server:
 class Role:
     name: str
     is_superuser: bool
+    may_create_databases: bool
+    may_create_roles: bool
+    bypasses_rls: bool
     may_replicate: bool
     on_rds: bool
     has_rds_replication: bool

@@ -31,6 +31,9 @@ select
 select
     r.rolname::text as name,
     r.rolsuper as is_superuser,
+    r.rolcreatedb as may_create_databases,
+    r.rolcreaterole as may_create_roles,
+    r.rolbypassrls as bypasses_rls,
     r.rolreplication as may_replicate,
     exists (select from pg_roles as a where a.rolname = 'rds_replication') as on_rds,
     exists (

@@ -106,7 +106,9 @@ _NO_CONNECTION: tuple[tuple[str, str, str], ...] = (
     (
         r"SSL|certificate",
         "no TLS connection to {host}: {text}",
-        "correct sslmode and sslrootcert in source.dsn; the server offers TLS when `show ssl` says on",
+        "set sslrootcert in source.dsn to the certificate of the server's CA (sslrootcert=system for public ones), and "
+        "host to a name in the server's certificate; the server offers TLS when `show ssl` says on. To do without on a "
+        "network that you trust: source.insecure",
     ),
     (
         r"unsupported startup parameter|replication.*not supported",

@@ -19,11 +19,29 @@ def replication_right(role: Role) -> Finding:
 
 def privileges(role: Role, wanted: Wanted) -> Finding:
     if not role.is_superuser:
-        return passed("privileges", f"role {role.name} is no superuser")
+        return _beyond_need(role)
     grants = "".join(f" grant select on table {quote(*table)} to cdc_agent;" for table in wanted.tables)
     return passed(
         "privileges",
         f"role {role.name} is a superuser, far more than reading changes needs",
         "give the daemon a role of its own: create role cdc_agent login replication; "
         f"grant connect on database {quote(role.database)} to cdc_agent;{grants} and in psql: \\password cdc_agent",
+    )
+
+
+def _beyond_need(role: Role) -> Finding:
+    """Rights that reading changes does not need, and that somebody who gets at the password would have."""
+    rights = {
+        "createdb": role.may_create_databases,
+        "createrole": role.may_create_roles,
+        "bypassrls": role.bypasses_rls,
+    }
+    extra = [right for right, given in rights.items() if given]
+    if not extra:
+        return passed("privileges", f"role {role.name} may no more than it needs to")
+    taken = " ".join(f"no{right}" for right in extra)
+    return passed(
+        "privileges",
+        f"role {role.name} has {', '.join(extra)}, more than reading changes needs",
+        f"run as a superuser: alter role {quote(role.name)} {taken};",
     )
