@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from cdc_agent.config import Config, load, redacted_dsn
+from cdc_agent.config.dsn import unverified, verified
 from cdc_agent.errors import ConfigError
 
 DSN = "postgresql://app:hunter2secret@db.example:5433/shop"
@@ -88,7 +89,7 @@ def test_the_environment_wins_over_the_file(write, monkeypatch):
     assert config.source.slot_name == "from_env"
     assert config.http.port == 9000
     assert config.state_dir == Path("/var/lib/cdc")
-    assert config.source.dsn.get_secret_value() == DSN
+    assert config.source.dsn.get_secret_value() == verified(DSN)
 
 
 def test_the_environment_alone_can_be_the_configuration(monkeypatch, tmp_path):
@@ -107,7 +108,7 @@ def test_secrets_come_from_files_without_their_line_end(write, tmp_path):
     path = write()
     path.write_text(path.read_text().replace(f"dsn: {DSN}", "dsn_file: dsn"))
 
-    assert load(path).source.dsn.get_secret_value() == DSN
+    assert load(path).source.dsn.get_secret_value() == verified(DSN)
 
 
 def test_a_secret_in_the_environment_replaces_the_file_of_the_secret(write, tmp_path, monkeypatch):
@@ -119,7 +120,7 @@ def test_a_secret_in_the_environment_replaces_the_file_of_the_secret(write, tmp_
     monkeypatch.setenv("CDC_AGENT_SOURCE__DSN", DSN)
 
     # Then the file is not even looked for
-    assert load(path).source.dsn.get_secret_value() == DSN
+    assert load(path).source.dsn.get_secret_value() == verified(DSN)
 
 
 def test_the_tree_is_frozen_and_does_not_print_secrets(write):
@@ -385,3 +386,40 @@ def test_a_config_built_in_code_ignores_the_environment(monkeypatch):
     config = Config(source={"dsn": DSN}, collections=[{"name": "abc", "table": "t", "text": "{a}"}])
 
     assert config.http.port == 8765
+
+
+# Whose server it is.
+
+
+@pytest.mark.parametrize(
+    ("dsn", "added"),
+    [
+        ("postgresql://u:p%3F@db.example/x", True),
+        ("host=db.example dbname=x", True),
+        ("host=localhost,db.example", True),
+        ("host=db.example hostaddr=127.0.0.1", True),
+        ("hostaddr=192.0.2.1", True),
+        ("postgresql://u@db.example/x?sslmode=verify-full", False),
+        ("postgresql://localhost/x", False),
+        ("host=127.0.0.1 hostaddr=127.0.0.1", False),
+        ("host=/run/postgresql", False),
+        ("dbname=x", False),
+        ("host=localhost sslmode=disable", False),
+    ],
+)
+def test_a_server_elsewhere_has_to_prove_who_it_is(dsn: str, added: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("PGHOST", "PGHOSTADDR", "PGSSLMODE"):
+        monkeypatch.delenv(variable, raising=False)
+
+    assert ("sslmode=verify-full" in verified(dsn).split()) is added
+    assert unverified(dsn) == ""
+
+
+def test_what_the_environment_says_of_the_server_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGHOST", "db.example")
+    monkeypatch.delenv("PGSSLMODE", raising=False)
+    assert "sslmode=verify-full" in verified("dbname=x")
+
+    monkeypatch.setenv("PGSSLMODE", "require")
+    assert unverified("dbname=x") == "require"
+    assert verified("dbname=x") == "dbname=x"

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from cdc_agent.config import load
+from cdc_agent.config.dsn import verified
 from cdc_agent.config.tree import is_loopback
 from cdc_agent.daemon.run import _DRAIN_S
 from cdc_agent.vectorstore.chroma_server import ChromaServer
@@ -299,7 +300,7 @@ def test_the_variables_of_the_service_are_keys_of_the_configuration(tmp_path, mo
 
     # Then it has them
     assert config.state_dir == tmp_path / "cdc-agent"
-    assert config.source.dsn.get_secret_value() == "postgresql://db.example/shop"
+    assert config.source.dsn.get_secret_value() == verified("postgresql://db.example/shop")
 
 
 def seconds(text: str) -> float:
