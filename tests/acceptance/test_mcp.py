@@ -124,9 +124,10 @@ def test_every_tool_is_listed_and_answers(pg: Database, new_daemon: NewDaemon, c
             )
 
     asyncio.run(journey())
+    # When it is told to stop, then it does, whoever has called its tools
+    assert daemon.terminate() == 0, daemon.log[-4000:]
     if connect is over_stdio:
-        # When the daemon is gone, then that is what a tool says
-        daemon.terminate()
+        # and a tool says that the daemon is gone
 
         async def alone() -> None:
             async with connect(daemon) as client:
