@@ -132,6 +132,7 @@ def test_nothing_is_lost_doubled_or_stale_after_a_death(
     # Then nothing is missing, doubled, stale, torn or left behind.
     daemon.wait_applied(pg.execute("select pg_current_wal_lsn()::text")[0][0])
     assert daemon.status()["dead_letters"] == 0
+    until(lambda: daemon.status()["resyncs"] == [], 60.0, "the first copies to end")
     assert_index_equals_table(daemon, pg)
 
 

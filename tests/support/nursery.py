@@ -123,6 +123,8 @@ def _serve(link: socket.socket) -> None:
             question = json.loads(line)
             if question["do"] == "fork":
                 answer = _fork(question, link)
+                # Numbers of processes come again.
+                codes.pop(answer, None)
             else:
                 answer = _code_of(question["pid"], codes)
             link.sendall(json.dumps(answer).encode() + b"\n")
