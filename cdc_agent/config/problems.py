@@ -55,8 +55,15 @@ def key_path(location: Location) -> str:
 
 
 def faults_of(error: ValidationError, root: type[BaseModel]) -> list[Fault]:
-    """Every fault that pydantic found."""
-    return [_fault(details, root) for details in error.errors(include_url=False)]
+    """Every fault that pydantic found, but for lists that are too short only because their entries are at fault."""
+    found = error.errors(include_url=False)
+    return [_fault(details, root) for details in found if not _follows(details, found)]
+
+
+def _follows(details: ErrorDetails, found: list[ErrorDetails]) -> bool:
+    location = details["loc"]
+    below = (other["loc"] for other in found if len(other["loc"]) > len(location))
+    return details["type"] == "too_short" and any(place[: len(location)] == location for place in below)
 
 
 def as_config_error(faults: list[Fault], where: Mapping[Location, str], file: str) -> ConfigError:

@@ -423,3 +423,14 @@ def test_what_the_environment_says_of_the_server_counts(monkeypatch: pytest.Monk
     monkeypatch.setenv("PGSSLMODE", "require")
     assert unverified("dbname=x") == "require"
     assert verified("dbname=x") == "dbname=x"
+
+
+def test_a_collection_that_is_wrong_is_not_also_missing(write):
+    # Given the only collection, whose name cannot be one
+    path = write()
+    path.write_text(path.read_text().replace("name: articles", "name: a_"))
+
+    # When it is loaded, then that is the only fault
+    with pytest.raises(ConfigError, match="cannot be the name of a collection") as caught:
+        load(path)
+    assert "at least one entry" not in str(caught.value)

@@ -65,3 +65,20 @@ def test_a_diff_is_a_largest_matching_by_text(before: list[str], after: list[str
 
     # and nothing is new that an old chunk could have been
     assert len(diff.kept) == (Counter(before) & Counter(after)).total()
+
+
+@given(TEXTS, TEXTS)
+def test_a_diff_applied_to_the_old_chunks_gives_the_new_ones(before: list[str], after: list[str]) -> None:
+    # Given the chunks of a document, each with an id that stands for its vector
+    held = {f"d#1.{n}": text for n, text in enumerate(before)}
+    diff = diff_chunks([(i, text_hash(text)) for i, text in held.items()], after)
+
+    # When what is dropped goes and what is new comes
+    for chunk_id in diff.dropped:
+        del held[chunk_id]
+    ids = {**diff.kept, **{position: f"d#2.{n}" for n, position in enumerate(diff.new)}}
+    held |= {ids[position]: after[position] for position in diff.new}
+
+    # Then the document is the new text, chunk by chunk, and nothing else is there
+    assert [held.get(ids[position]) for position in range(len(after))] == after
+    assert len(held) == len(after)
