@@ -38,7 +38,7 @@ SECTIONS: Mapping[str, Mapping[str, st.SearchStrategy[Any]]] = {
     "embedding": {"batch_tokens": st.integers(1, 9999), "timeout_s": SECONDS},
     "vectorstore": {"timeout_s": SECONDS},
     "retry": {"max_attempts": st.integers(1, 99)},
-    "resync": {"rows_per_chunk": st.one_of(st.none(), st.integers(1, 100_000))},
+    "resync": {"rows_per_chunk": st.integers(1, 100_000)},
     "log": {
         "level": st.sampled_from(["debug", "info", "warning", "error"]),
         "format": st.sampled_from(["text", "json"]),
@@ -71,8 +71,7 @@ def from_environment(folder: Path, tree: Mapping[str, Any]) -> Config:
             if isinstance(keys, list):
                 patched.setenv(f"CDC_AGENT_{section.upper()}", json.dumps(keys))
             for key, value in keys.items() if isinstance(keys, dict) else ():
-                text = json.dumps(value) if value is None else str(value)
-                patched.setenv(f"CDC_AGENT_{section.upper()}__{key.upper()}", text)
+                patched.setenv(f"CDC_AGENT_{section.upper()}__{key.upper()}", str(value))
         return load(None)
 
 

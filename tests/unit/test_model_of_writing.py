@@ -32,7 +32,6 @@ MUTANTS = {
     "a crash in a metadata write leaves no taint": Rules(taint_after_crash=False),
     "a failed metadata write is simply tried again": Rules(taint_after_failure=False),
     "a repeated upsert raises no suspicion": Rules(suspect_repeated_upserts=False),
-    "metadata are written in place beside a change of the text": Rules(whole_where_both_change=False),
     "the flip comes before the store": Rules(flip="before_upsert"),
     "the old is deleted before the flip": Rules(flip="after_delete"),
     "the checkpoint is saved before the flip": Rules(checkpoint_with_flip=False),
