@@ -184,6 +184,8 @@ class Capture:
             if transactions:
                 hit("after_recv")
                 self._put(transactions)
+                if self._in_transaction():
+                    hit("mid_tx")
             self._advance_idle()
             self._progressed(max(self._feed.idle_lsn, self._queued_lsn))
 
@@ -264,8 +266,6 @@ class Capture:
         hit("before_append")
         position = self._retrier.until_done("stream", lambda: self._append_or_raise(expanded), (StreamFull,))
         hit("after_append")
-        if expanded[-1].end_lsn is None:
-            hit("mid_tx")
         if any(tx.resync_id for tx in expanded):
             hit("resync_after_append")
         self._durable = position.captured_lsn

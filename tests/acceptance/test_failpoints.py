@@ -79,7 +79,7 @@ CASES = (
     Case("before_ack", "live_changes"),
     Case("after_ack", "live_changes"),
     # The rest.
-    Case("mid_tx", "a_large_transaction"),
+    Case("mid_tx", "a_large_transaction", 2),
     Case("idle_advance", "idling"),
     # The first copies have seven marks and two ends.
     Case("resync_after_mark", "resync", 9),
@@ -211,7 +211,7 @@ def a_large_transaction(daemon: DaemonProcess, pg: Database, changes: Changes) -
     changes.write(30)
     noise = "update docs set n = n + 1, noise = repeat(md5(random()::text || id), 1000)"
     with psycopg.connect(pg.dsn) as connection:
-        for _ in range(25):
+        for _ in range(40):
             connection.execute(noise)
 
 
