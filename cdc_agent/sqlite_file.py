@@ -33,6 +33,10 @@ def open_file(
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not read_only:
+            # Before SQLite does: the files that it puts beside this one get their rights from it.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+            path.chmod(0o600)
         mode = "ro" if read_only else "rwc"
         connection = sqlite3.connect(
             f"file:{path}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False, timeout=30.0
@@ -47,8 +51,6 @@ def open_file(
             damage = f"{path} is damaged: {exc}"
             raise IdentityMismatch(corrupt, damage, hint=DAMAGED_HINT) if corrupt else error(damage) from exc
         raise error(f"cannot open {path}: {exc}", hint="check the path, its permissions and the free space") from exc
-    if not read_only:
-        path.chmod(0o600)
     return connection
 
 

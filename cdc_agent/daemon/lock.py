@@ -55,7 +55,9 @@ def try_state(folder: Path) -> IO[str] | None:
 def _opened(folder: Path) -> IO[str]:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return (folder / "lock").open("a+")
+        # A link there could lead to a file that we would empty.
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        return os.fdopen(os.open(folder / "lock", flags, 0o600), "a+")
     except OSError as exc:
         raise ConfigError(
             f"state_dir {folder} cannot be used: {exc.strerror}", hint="check the path and its owner"
