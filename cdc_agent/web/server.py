@@ -19,8 +19,9 @@ __all__ = ["HttpServer"]
 
 log = logging.getLogger(__name__)
 
-#: Connections at once; uvicorn answers 503 beyond.
-MAX_CONNECTIONS = 256
+#: Connections at once; uvicorn answers 503 beyond. Five hundred that say nothing keep nobody out until they are closed,
+#: and files are left for the rest of us where a process may have 1,024.
+MAX_CONNECTIONS = 700
 MAX_HEADER_BYTES = 16 * 1024
 #: Seconds for the first request line and headers of a connection.
 HEADER_TIMEOUT_S = 10.0

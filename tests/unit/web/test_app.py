@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import socket
 import threading
@@ -749,6 +750,25 @@ def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch):
         # Then the server hangs up
         assert silent.recv(1) == b""
     server.stop()
+
+
+def test_five_hundred_connections_that_say_nothing_keep_nobody_out():
+    # Given a server, and five hundred connections of which half have begun a request
+    server = HttpServer(create_app(FakeService()), host="127.0.0.1", port=0)
+    server.start()
+    with contextlib.ExitStack() as held, httpx.Client(trust_env=False, timeout=20) as client:
+        address = ("127.0.0.1", server.port)
+        sockets = [held.enter_context(socket.create_connection(address, timeout=20)) for _ in range(500)]
+        for silent in sockets[:250]:
+            silent.sendall(b"GET /status HT")
+
+        # When somebody asks whether it lives
+        answers = [client.get(f"http://127.0.0.1:{server.port}/healthz") for _ in range(20)]
+
+    # Then it says so, at once
+    server.stop()
+    assert {answer.status_code for answer in answers} == {200}
+    assert min(answer.elapsed.total_seconds() for answer in answers) < 0.1
 
 
 def _ignore_errors(url: str) -> None:
