@@ -7,7 +7,7 @@ are returned, so a document switches from old to new at once for everybody who s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,24 +125,37 @@ class Searcher:
     ) -> list[Hit]:
         """Ask for more than ``k``, keep what is live, ask again while that can change the answer.
 
-        A document that switched between the two reads shows its old chunks to the store's answer and its new ones to
-        the ledger: both would be missing. So an answer counts once it brings no dropped id that is new to us.
+        A document may switch between the question to the store and the one to the ledger, and before all of its new
+        chunks are in the store. So an answer counts if nothing switched while it was read, or if it keeps the same
+        chunks as the one before it and drops none that is new to us. Where neither comes true, what moves is left out.
         """
         fetch = k * 2 + 10
         dropped: set[str] = set()
+        before: set[str] | None = None
         kept: list[Hit] = []
         for _ in range(_MAX_ROUNDS):
+            turn = self._ledger.turn(collection)
             hits = self._store.query(collection, vector, k=fetch, where=where)
             live = self._ledger.live(collection, [hit.id for hit in hits])
+            still = turn % 2 == 0 and self._ledger.turn(collection) == turn
             # The store has applied the condition; that it did is not for the store to say.
             kept = [hit for hit in hits if hit.id in live and permits(within, hit.metadata)]
-            now_dropped = {hit.id for hit in hits} - live
+            ids, news = {hit.id for hit in kept}, {hit.id for hit in hits} - live - dropped
             starved = len(kept) < k and len(hits) >= fetch and fetch < _MAX_FETCH
-            if now_dropped <= dropped and not starved:
-                break
-            dropped |= now_dropped
+            if (still or (ids == before and not news)) and not starved:
+                return kept[:k]
+            moving = _documents(news | (ids ^ (ids if before is None else before)))
+            before, dropped = ids, dropped | news
             fetch = min(fetch * 2, _MAX_FETCH) if starved else fetch
-        return kept[:k]
+        return kept[:k] if still else [hit for hit in kept if _document(hit.id) not in moving][:k]
+
+
+def _documents(chunk_ids: Iterable[str]) -> set[str]:
+    return {_document(chunk_id) for chunk_id in chunk_ids}
+
+
+def _document(chunk_id: str) -> str:
+    return chunk_id.rpartition("#")[0]
 
 
 def _embed(embedder: Embedder, query: str) -> npt.NDArray[np.float32]:

@@ -337,6 +337,11 @@ class Ledger(Protocol):
         """The ids that a manifest names."""
         ...
 
+    def turn(self, collection: str) -> int:
+        """A number that is odd while it may be changing which chunks of a collection are live, and another one after
+        every such change: between two equal even ones nothing changed. Never blocks."""
+        ...
+
     def known(self, collection: str, chunk_ids: Iterable[str]) -> set[str]:
         """The ids that a manifest, an intent or the garbage list names."""
         ...

@@ -48,6 +48,7 @@ class SqliteLedger(LedgerFile):
         super().__init__(path)
         self._wall_clock = wall_clock
         self._counts: dict[str, tuple[int, int]] = {}
+        self._turns: dict[str, int] = {}
         with self._translated():
             for collection, document_id, *row in self._reader.execute(SQL["every_manifest"]):
                 rows.check_seal(collection, document_id, row)
@@ -215,7 +216,7 @@ class SqliteLedger(LedgerFile):
 
     def flip(self, flip: Flip) -> None:
         deltas: dict[str, tuple[int, int]] = {}
-        with self._counting(deltas), self._transaction() as tx:
+        with self._counting(deltas), self._turning(m.collection for m in flip.manifests), self._transaction() as tx:
             named: set[tuple[str, str]] = set()
             garbage: list[tuple[str, str]] = []
             for manifest in flip.manifests:
@@ -321,10 +322,25 @@ class SqliteLedger(LedgerFile):
 
     @contextmanager
     def _counting_anew(self, collection: str) -> Iterator[None]:
-        with self._write_lock:
+        with self._write_lock, self._turning([collection]):
             yield
             with self._read_lock:
                 self._counts.pop(collection, None)
+
+    def turn(self, collection: str) -> int:
+        return self._turns.get(collection, 0)
+
+    @contextmanager
+    def _turning(self, collections: Iterable[str]) -> Iterator[None]:
+        """Called holding the write lock."""
+        names = set(collections)
+        for name in names:
+            self._turns[name] = self.turn(name) + 1
+        try:
+            yield
+        finally:
+            for name in names:
+                self._turns[name] += 1
 
     # -- vectors by content -----------------------------------------------------------------------------------
 

@@ -219,6 +219,61 @@ def test_a_document_that_switches_during_the_search_is_found_in_its_new_form(ind
     assert [hit.text for hit in hits] == ["cat new"]
 
 
+def test_a_document_that_grows_during_the_search_is_found_whole(index: Index) -> None:
+    # Given a document that keeps its chunk and gets two more, of which the store has one when it is asked
+    [first] = index.add("a", "the cat sleeps")
+    _, [second] = index.begin("a", ["the cat wakes"])
+    later: list[str] = []
+
+    def grow() -> None:
+        generation, ids = index.begin("a", ["the cat sleeps again"])
+        later.extend(ids)
+        index.flip("a", generation, [first, second, *ids])
+
+    index.store.after_query = [grow]
+
+    # Then the answer holds all of it, and not the part that was there first
+    assert {hit.id for hit in index.searcher.search("articles", "the cat")} == {first, second, *later}
+
+
+def test_a_document_that_switches_again_and_again_is_found_whole(index: Index) -> None:
+    # Given a version that is being written when the store is asked, becomes live, and is replaced within the next look
+    [old] = index.add("a", "the cat sleeps")
+    generation, [between] = index.begin("a", ["the cat wakes"])
+    newest: list[str] = []
+
+    def become_live() -> None:
+        index.flip("a", generation, [between])
+        index.store.delete("articles", [old])
+        newest.extend(index.begin("a", ["the cat eats"])[1])
+
+    def replace_it() -> None:
+        number, ids = index.begin("a", ["the cat sleeps again"])
+        newest.extend(ids)
+        index.flip("a", number, newest)
+
+    # While something else switches at the first look, so that there is a second one
+    index.store.after_query = [lambda: index.add("b", "the dog barks"), become_live, replace_it]
+
+    # Then the answer is whole
+    found = {hit.id for hit in index.searcher.search("articles", "the cat")}
+    assert {chunk_id for chunk_id in found if chunk_id.startswith("a#")} == set(newest)
+
+
+def test_a_document_that_never_rests_is_left_out(index: Index) -> None:
+    # Given one that switches after every look, beside one that stays
+    [kept] = index.add("b", "the cat sleeps in the garden")
+    ids = index.add("a", "the cat sleeps")
+
+    def switch() -> None:
+        index.store.delete("articles", ids)
+        ids[:] = index.add("a", "the cat sleeps", "the cat wakes")
+
+    index.store.after_query = [switch] * 20
+
+    assert [hit.id for hit in index.searcher.search("articles", "the cat")] == [kept]
+
+
 def test_a_quiet_store_is_asked_once(index: Index) -> None:
     index.add("public.articles:1", "cat")
 
