@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import time
@@ -34,9 +35,7 @@ def open_file(
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not read_only:
-            # Before SQLite does: the files that it puts beside this one get their rights from it.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
-            path.chmod(0o600)
+            _make_private(path)
         mode = "ro" if read_only else "rwc"
         connection = sqlite3.connect(
             f"file:{path}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False, timeout=30.0
@@ -52,6 +51,20 @@ def open_file(
             raise IdentityMismatch(corrupt, damage, hint=DAMAGED_HINT) if corrupt else error(damage) from exc
         raise error(f"cannot open {path}: {exc}", hint="check the path, its permissions and the free space") from exc
     return connection
+
+
+def _make_private(path: Path) -> None:
+    """Before SQLite opens it: the files that it puts beside this one get their rights from it.
+
+    A file that is there is not opened for this. Closing any descriptor of it would drop the locks that SQLite holds on
+    it in this process, and another process that opens and closes it would then take the write-ahead log away.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link, and may lead to somebody else's file", str(path))
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+    except FileExistsError:
+        path.chmod(0o600)
 
 
 def is_damage(exc: BaseException) -> bool:

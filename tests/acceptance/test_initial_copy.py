@@ -177,8 +177,7 @@ def test_a_row_that_was_read_before_its_commit_was_visible_does_not_come_back(
     # The daemon's own connections begin anew, so that its marks do not wait for the standby as well.
     assert daemon.terminate() == 0
     daemon.start()
-    pg.execute("alter system set synchronous_standby_names = 'ghost'")
-    pg.execute("select pg_reload_conf()")
+    pg.hold_commits()
     waiting = pg.connect(autocommit=False)
     waiting.execute("set synchronous_commit = on")
     waiting.execute("update docs set title = 'NEW' where id = 50")
@@ -239,8 +238,7 @@ def test_a_commit_that_nobody_could_see_yet_is_in_a_collection_that_is_added(
     daemon.start()
     assert_index_equals_table(daemon, pg)
     pg.execute(f"alter database {pg.name} set synchronous_commit = local")
-    pg.execute("alter system set synchronous_standby_names = 'ghost'")
-    pg.execute("select pg_reload_conf()")
+    pg.hold_commits()
     waiting = pg.connect(autocommit=False)
     waiting.execute("set synchronous_commit = on")
     waiting.execute("update docs set title = 'NEW' where id = 30")

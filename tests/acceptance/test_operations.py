@@ -732,8 +732,7 @@ def test_a_change_is_not_completed_from_a_row_that_is_older_than_itself(
     daemon.start()
     assert_index_equals_table(daemon, pg)
     pg.execute(f"alter database {pg.name} set synchronous_commit = local")
-    pg.execute("alter system set synchronous_standby_names = 'ghost'")
-    pg.execute("select pg_reload_conf()")
+    pg.hold_commits()
 
     # When a commit that leaves out the long text waits for that standby; it is in the log, but not visible.
     waiting = pg.connect(autocommit=False)

@@ -452,8 +452,7 @@ def test_a_resync_does_not_undo_a_commit_that_readers_do_not_see_yet(
     pg.execute(f"alter database {pg.name} set synchronous_commit = local")
     assert daemon.terminate() == 0
     daemon.start()
-    pg.execute("alter system set synchronous_standby_names = 'ghost'")
-    pg.execute("select pg_reload_conf()")
+    pg.hold_commits()
     waiting = pg.connect(autocommit=False)
     waiting.execute("set synchronous_commit = on")
     waiting.execute("update docs set title = 'NEW' where id = 5")

@@ -150,6 +150,14 @@ class Database:
             cursor = connection.execute(statement, parameters)  # type: ignore[call-overload]
             return cursor.fetchall() if cursor.description else []
 
+    def hold_commits(self) -> None:
+        """From now on commits of this server that wait for a standby (``synchronous_commit = on``) wait for ever."""
+        self.execute("alter system set synchronous_standby_names = 'ghost'")
+        self.execute("select pg_reload_conf()")
+        until(lambda: self.execute("show synchronous_standby_names") == [("ghost",)], what="the reload")
+        # Whether there are standbys to wait for is told by the checkpointer, which reloads before it does this.
+        self.execute("checkpoint")
+
     def disconnect(self) -> None:
         """Close the connections that ``connect`` made."""
         for connection in self._connections:
