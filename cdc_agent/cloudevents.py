@@ -12,7 +12,7 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Any
 
-from cdc_agent.events import Event
+from cdc_agent.events import Event, Kind
 
 __all__ = ["from_cloudevent", "is_cloudevent", "parse_time", "to_cloudevent"]
 
@@ -31,6 +31,8 @@ def to_cloudevent(event: Event) -> dict[str, Any]:
         "time": event.time.isoformat(),
         "correlationid": event.correlation_id,
         "causationid": event.causation_id,
+        "kind": "" if event.kind is Kind.FACT else str(event.kind),
+        "trail": " ".join(event.trail),
     }
     kept: dict[str, Any] = {name: value for name, value in attributes.items() if value}
     return kept | {"hops": event.hops, "datacontenttype": "application/json", "data": event.data}
@@ -63,7 +65,9 @@ def from_cloudevent(body: Mapping[str, Any], *, received_at: dt.datetime | None 
         data=_data(body),
         correlation_id=_text(body, "correlationid"),
         causation_id=_text(body, "causationid"),
+        kind=_kind(body),
         hops=hops,
+        trail=tuple(_text(body, "trail").split()),
     )
 
 
@@ -73,6 +77,13 @@ def parse_time(text: str) -> dt.datetime:
     if moment.tzinfo is None:
         raise ValueError(f"{text!r} has no time zone")
     return moment
+
+
+def _kind(body: Mapping[str, Any]) -> Kind:
+    try:
+        return Kind(_text(body, "kind") or Kind.FACT)
+    except ValueError:
+        raise ValueError(f"kind is none of {', '.join(Kind)}") from None
 
 
 def _time(body: Mapping[str, Any], received_at: dt.datetime | None) -> dt.datetime:

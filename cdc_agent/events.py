@@ -22,6 +22,7 @@ __all__ = [
     "ChangeEvent",
     "Column",
     "Event",
+    "Kind",
     "Op",
     "RawRow",
     "RawValue",
@@ -213,14 +214,27 @@ class ChangeEvent:
         )
 
 
+class Kind(enum.StrEnum):
+    """What an ``Event`` is to those who hear it. The first two are kept for ever; the others until all have heard."""
+
+    #: Something happened. Everybody who listens hears of it.
+    FACT = "fact"
+    #: Somebody is to do something. Exactly one agent does.
+    COMMAND = "command"
+    #: A row of a watched table changed; ``type`` is the table, ``data`` is Debezium's envelope.
+    CHANGE = "change"
+    #: It is time for one agent.
+    TICK = "tick"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One thing that happened, told to us or by us: a webhook delivery, a fact, a command. It never changes.
 
     ``source`` and ``id`` name it for ever: two events with the same pair are one. ``type`` says what happened
     (``github.push``), ``key`` to what (empty: to nothing in particular), ``time`` when, with its offset. ``data`` is
-    JSON-ready. ``causation_id`` is the event that this one answers, ``correlation_id`` the one that began it all, and
-    ``hops`` how many lie between.
+    JSON-ready. ``causation_id`` is the event that this one answers, ``correlation_id`` the one that began it all,
+    ``hops`` how many lie between, and ``trail`` which agents handled those, the oldest first.
     """
 
     id: str
@@ -229,6 +243,8 @@ class Event:
     time: dt.datetime
     data: Any
     key: str = ""
+    kind: Kind = Kind.FACT
     correlation_id: str = ""
     causation_id: str = ""
     hops: int = 0
+    trail: tuple[str, ...] = ()

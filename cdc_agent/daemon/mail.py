@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from cdc_agent.config import Config, WebhookConfig
 from cdc_agent.errors import ConfigError
-from cdc_agent.journal.base import Journal
+from cdc_agent.journal.base import Desk, Journal
+from cdc_agent.journal.desk import SqliteDesk
+from cdc_agent.journal.file import JournalFile
 from cdc_agent.journal.sqlite import SqliteJournal
 from cdc_agent.webhooks.base import Receiver
 from cdc_agent.webhooks.debezium import DebeziumReceiver
@@ -31,6 +33,7 @@ _RECEIVERS: dict[str, type[Receiver]] = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mail:
     journal: Journal
+    desk: Desk
     inbox: Inbox
 
 
@@ -42,8 +45,9 @@ def open_mail(config: Config) -> Mail | None:
     senders = {name: _sender(name, webhook) for name, webhook in config.webhooks.items()}
     if not senders and not config.journal_path.exists():
         return None
-    journal = SqliteJournal(config.journal_path)
-    return Mail(journal=journal, inbox=Inbox(senders, journal))
+    file = JournalFile(config.journal_path)
+    journal = SqliteJournal(file)
+    return Mail(journal=journal, desk=SqliteDesk(file), inbox=Inbox(senders, journal))
 
 
 def _sender(name: str, webhook: WebhookConfig) -> Sender:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from cdc_agent.errors import JournalError
-from cdc_agent.events import Event
-from cdc_agent.journal.base import Journal, Query
+from cdc_agent.events import Event, Kind
+from cdc_agent.journal.base import Journal, Page, Query
+from cdc_agent.journal.file import JournalFile
 from cdc_agent.journal.sqlite import SqliteJournal
 
 Opener = Callable[[], Journal]
@@ -34,7 +35,7 @@ def open_journal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ope
     def open_again() -> Journal:
         if opened:
             opened.pop().close()
-        opened.append(SqliteJournal(tmp_path / "journal.sqlite", wall_clock=lambda: 1_795_780_800.5))
+        opened.append(SqliteJournal(JournalFile(tmp_path / "journal.sqlite"), wall_clock=lambda: 1_795_780_800.5))
         return opened[-1]
 
     yield open_again
@@ -62,6 +63,8 @@ def test_an_event_is_kept_as_it_is(open_journal: Opener) -> None:
         correlation_id="c",
         causation_id="d",
         hops=3,
+        kind=Kind.COMMAND,
+        trail=("fraud:order", "bank:order"),
     )
     assert open_journal().append([whole]) == 1
 
@@ -127,6 +130,49 @@ def test_pages_follow_each_other(journal: Journal) -> None:
     first = journal.find(Query(limit=2))
     assert [entry.event.id for entry in first] == ["0", "1"]
     assert ids(journal, after=first[-1].number) == ["2", "3", "4"]
+
+
+def test_who_reads_on_sees_what_it_wants_once_and_in_order(journal: Journal) -> None:
+    # Given four events of two types
+    journal.append([event("a"), event("b", type="refund"), event("c", kind=Kind.COMMAND), event("d")])
+
+    # When somebody reads the failures that are facts, one at a time
+    def wants(kind: str, type_: str) -> bool:
+        return (kind, type_) == ("fact", "payment.failed")
+
+    first = journal.read(0, wants, limit=1, wait_s=0)
+    second = journal.read(first.reached, wants, limit=2, wait_s=0)
+    rest = journal.read(second.reached, wants, limit=2, wait_s=0)
+
+    # Then it passes over what it does not want
+    assert [entry.event.id for page in (first, second, rest) for entry in page.entries] == ["a", "d"]
+    assert (first.reached, second.reached, rest.reached, journal.head()) == (1, 4, 4, 4)
+
+
+def test_who_waits_is_woken_by_what_comes(journal: Journal) -> None:
+    pages: list[Page] = []
+    reader = threading.Thread(
+        target=lambda: pages.append(journal.read(0, lambda *_: True, limit=1, wait_s=60)), daemon=True
+    )
+    reader.start()
+
+    journal.append([event("a")])
+    reader.join(30)
+
+    assert [entry.event.id for entry in pages[0].entries] == ["a"]
+
+
+def test_what_one_event_began_is_found_together(journal: Journal) -> None:
+    journal.append([event("a"), event("b", correlation_id="a"), event("c", correlation_id="x")])
+
+    assert ids(journal, correlation_id="a") == ["a", "b"]
+
+
+def test_changes_and_ticks_are_no_facts(journal: Journal) -> None:
+    journal.append([event("a", kind=Kind.CHANGE), event("b", kind=Kind.TICK), event("c", kind=Kind.COMMAND)])
+
+    assert ids(journal) == ["c"]
+    assert ids(journal, kind=Kind.CHANGE) == ["a"]
 
 
 def test_many_who_append_at_once_lose_nothing(journal: Journal) -> None:

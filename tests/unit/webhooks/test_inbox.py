@@ -12,6 +12,7 @@ import pytest
 
 from cdc_agent.errors import ConfigError, UsageError, WebhookMalformed, WebhookRefused
 from cdc_agent.journal.base import Query
+from cdc_agent.journal.file import JournalFile
 from cdc_agent.journal.sqlite import SqliteJournal
 from cdc_agent.metrics import REGISTRY
 from cdc_agent.webhooks.base import Receiver
@@ -27,7 +28,7 @@ TOKEN = "secret_tMrlL1qK5vuQAh1b6cZGhFChZTSYJlce98V0pYn7yBl"
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[SqliteJournal]:
-    opened = SqliteJournal(tmp_path / "journal.sqlite")
+    opened = SqliteJournal(JournalFile(tmp_path / "journal.sqlite"))
     yield opened
     opened.close()
 
