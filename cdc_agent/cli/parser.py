@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from cdc_agent import __version__
 from cdc_agent.cli import (
+    completion,
     dead_letters,
     demo,
     explain,
@@ -24,6 +24,7 @@ from cdc_agent.cli import (
     verify,
     wait,
 )
+from cdc_agent.cli.version import Version
 from cdc_agent.errors import UsageError
 
 __all__ = ["DEFAULT_CONFIG", "build_parser"]
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Keeps a vector index true to a Postgres database, change by change.",
         epilog="exit codes: 0 ok, 1 found something, 2 usage, 75 try again, 78 configuration or identity",
     )
-    parser.add_argument("--version", action="version", version=f"cdc-agent {__version__}")
+    parser.add_argument("--version", action=Version, help="say the versions of what is at work here")
     _add_common(parser, config=os.environ.get("CDC_AGENT_CONFIG") or DEFAULT_CONFIG, json=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_demo(commands)
@@ -71,6 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
     facts.add_options(_add(commands, "facts", facts.run, "show the events that are kept for ever"))
     _add_slot(commands)
     _add_token(commands)
+    sentence = "print a script that completes commands and options in a shell"
+    completion.add_options(_add(commands, "completion", completion.run, sentence))
     return parser
 
 

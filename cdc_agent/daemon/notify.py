@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 
-__all__ = ["be_patient", "notify", "notify_ready"]
+__all__ = ["be_patient", "notify", "notify_ready", "watchdog_s"]
 
 #: Loading a model and waiting for a slot may take this long.
 _PATIENCE_US = 300_000_000
+#: What the unit that we ship says.
+_USUAL_US = 60_000_000
 
 
 def notify(state: str) -> None:
@@ -20,6 +22,11 @@ def notify(state: str) -> None:
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         sock.sendto(state.encode(), address)
+
+
+def watchdog_s() -> float:
+    """How long the replication loop may stand still before nothing is fed to the watchdog any more."""
+    return int(os.environ.get("WATCHDOG_USEC") or _USUAL_US) / 1_000_000
 
 
 def be_patient() -> None:

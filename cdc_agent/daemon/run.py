@@ -20,7 +20,7 @@ from cdc_agent.daemon.build import Daemon, build
 from cdc_agent.daemon.errand import Errand
 from cdc_agent.daemon.live import LiveFacts
 from cdc_agent.daemon.lock import hold_state, try_state
-from cdc_agent.daemon.notify import be_patient, notify, notify_ready
+from cdc_agent.daemon.notify import be_patient, notify, notify_ready, watchdog_s
 from cdc_agent.daemon.service import DaemonService
 from cdc_agent.daemon.state_files import condemn
 from cdc_agent.daemon.threads import Threads
@@ -181,7 +181,7 @@ class _Running:
         self._daemon.migrations.tell()
         if any(problem.name == "stream" for problem in self._daemon.health.problems()):
             self._daemon.indexer.make_room()
-        if self._daemon.capture.alive_within(60.0):
+        if self._daemon.capture.alive_within(watchdog_s()):
             notify("WATCHDOG=1")
         if self._signals.reload.is_set():
             self._signals.reload.clear()

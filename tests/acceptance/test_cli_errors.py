@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -213,10 +216,62 @@ def test_check_tells_what_is_missing_to_machines_too(config: Path) -> None:
     assert result.stderr == ""
 
 
-def test_the_version_is_printed() -> None:
+def test_the_versions_of_what_is_at_work_are_printed() -> None:
+    from importlib.metadata import version
+
     from cdc_agent import __version__
 
-    assert cdc_agent("--version").stdout == f"cdc-agent {__version__}\n"
+    lines = dict(line.split(" ", 1) for line in cdc_agent("--version").stdout.splitlines())
+
+    assert next(iter(lines.items())) == ("cdc-agent", __version__)
+    assert lines["python"] == platform.python_version()
+    assert lines["sqlite"] == sqlite3.sqlite_version
+    assert all(lines[name] == version(name) for name in ("psycopg", "chromadb", "sentence-transformers", "torch"))
+    assert re.fullmatch(r"\d+\.\d+", lines["libpq"])
+
+
+HEAVY = {"torch", "transformers", "sentence_transformers", "chromadb", "sqlglot", "starlette", "mcp", "opentelemetry"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["completion", "bash"]])
+def test_what_needs_no_model_and_no_store_loads_none(arguments: list[str]) -> None:
+    # Given an interpreter in which they would be seen
+    code = (
+        "import sys\n"
+        "from cdc_agent.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        f"sys.exit(' '.join({HEAVY!r} & sys.modules.keys()) or 0)"
+    )
+
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def complete(typed: list[str]) -> set[str]:
+    """What bash would offer for the last word."""
+    script = cdc_agent("completion", "bash").stdout
+    words = " ".join(f"'{word}'" for word in typed)
+    ask = (
+        f"\nCOMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; COMP_TYPE=9\n"
+        "_shtab_cdc_agent\nprintf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    result = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True, timeout=60, check=True)
+    return {line.strip() for line in result.stdout.splitlines()}
+
+
+def test_bash_completes_commands_and_options() -> None:
+    assert {"run", "resync", "dead-letters", "completion"} <= complete(["cdc-agent", ""])
+    assert complete(["cdc-agent", "dead-letters", "re"]) == {"replay"}
+    assert "--min-lsn" in complete(["cdc-agent", "search", "--m"])
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_learn_the_same(shell: str) -> None:
+    script = cdc_agent("completion", shell).stdout
+
+    assert all(word in script for word in ("dead-letters", "replay", "--min-lsn" if shell == "zsh" else "min-lsn"))
 
 
 def test_a_reader_that_goes_away_is_no_error(config: Path) -> None:
