@@ -26,7 +26,7 @@ RUN /opt/pip/bin/pip --python /opt/cdc-agent/bin/python install "${TORCH}" ${MOD
 WORKDIR /src
 COPY pyproject.toml README* LICENSE* ./
 COPY cdc_agent/__init__.py cdc_agent/
-RUN /opt/pip/bin/pip --python /opt/cdc-agent/bin/python install .
+RUN /opt/pip/bin/pip --python /opt/cdc-agent/bin/python install '.[local]'
 
 FROM needs AS ours
 COPY cdc_agent cdc_agent

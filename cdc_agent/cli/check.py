@@ -92,7 +92,7 @@ def _embedding(config: Config) -> Iterator[Finding]:
             name="embedding",
             ok=ok,
             message="sentence-transformers is installed" if ok else "sentence-transformers is not installed",
-            hint="" if ok else "pip install sentence-transformers",
+            hint="" if ok else "pip install 'cdc-agent[local]', or set embedding.backend to openai",
         )
 
 

@@ -179,7 +179,7 @@ def _open_model(name: str, device: str, threads: int | None) -> Any:
     except ImportError as exc:
         raise EmbeddingError(
             f"the local embedding backend cannot be loaded: {exc}",
-            hint="install it with `pip install sentence-transformers`, or set `embedding.backend: openai`",
+            hint="`pip install 'cdc-agent[local]'`, or set `embedding.backend: openai`",
         ) from exc
     if threads is not None:
         torch.set_num_threads(threads)

@@ -91,7 +91,7 @@ def test_an_alert_says_what_happened_and_what_to_do(rule: dict[str, Any]) -> Non
     assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert DURATION.fullmatch(rule.get("for", "1m"))
-    assert rule["annotations"].keys() == {"summary", "description"}
+    assert rule["annotations"].keys() == {"summary", "description", "runbook"}
     # A summary names the instance; a description is a sentence or more.
     assert "$labels." in rule["annotations"]["summary"]
     assert rule["annotations"]["description"].rstrip().endswith(".")
