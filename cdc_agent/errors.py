@@ -17,6 +17,7 @@ CdcAgentError
 │   └── LedgerFull             no space on its disk                              retryable
 ├── JournalError               the events that are kept for ever
 │   └── JournalFull            no space on its disk                              retryable
+├── AgentError                 what a handler asks for cannot be
 ├── WebhookError               a delivery that is not taken
 │   ├── WebhookRefused         who sent it is not proven: signature, time, secret
 │   └── WebhookMalformed       it is signed, and not what its sender documents
@@ -33,6 +34,7 @@ CdcAgentError
 from __future__ import annotations
 
 __all__ = [
+    "AgentError",
     "CdcAgentError",
     "ConfigError",
     "DaemonUnavailable",
@@ -186,6 +188,10 @@ class JournalFull(JournalError):
 
     retryable = True
     exit_code = EXIT_TRY_AGAIN
+
+
+class AgentError(CdcAgentError):
+    """A handler asked for something that cannot be: it counts as failed."""
 
 
 class WebhookError(CdcAgentError):

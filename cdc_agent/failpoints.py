@@ -57,6 +57,10 @@ NAMES = (
     "migrate_after_rename",
     "migrate_after_dropping",
     "migrate_after_store_drop",
+    "agents_read",
+    "agents_routed",
+    "agents_handled",
+    "agents_settled",
 )
 _ACTIONS = ("kill", "raise", "hang")
 

@@ -26,8 +26,8 @@ def _gauge(name: str, sentence: str, *labels: str) -> Gauge:
     return Gauge(name, sentence, labels, namespace="cdc_agent", registry=REGISTRY)
 
 
-def _histogram(name: str, sentence: str, buckets: tuple[float, ...]) -> Histogram:
-    return Histogram(name, sentence, namespace="cdc_agent", registry=REGISTRY, buckets=buckets)
+def _histogram(name: str, sentence: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+    return Histogram(name, sentence, labels, namespace="cdc_agent", registry=REGISTRY, buckets=buckets)
 
 
 # Source and capture.
@@ -87,6 +87,15 @@ TABLE_CHANGES = _counter("table_changes", "Changes of tables that write no row i
 
 # Webhooks.
 WEBHOOKS = _counter("webhooks", "Webhook deliveries, by sender and what became of them.", "source", "outcome")
+
+# The user's agents.
+AGENT_EVENTS = _counter("agent_events", "Attempts of an agent at an event, by what came of them.", "agent", "outcome")
+AGENT_SECONDS = _histogram("agent_seconds", "Time an agent took for one event.", _SHORT_S, "agent")
+AGENT_GUARD = _counter("agent_guard", "Events that a loop guard stopped, by guard.", "agent", "reason")
+AGENT_BACKLOG = _gauge("agent_backlog", "Events in the journal that an agent has not passed.", "agent")
+AGENT_LETTERS = _gauge("agent_letters", "Dead letters of an agent.", "agent")
+AGENT_UP = _gauge("agent_up", "1 while an agent works, 0 when it gave up.", "agent")
+AGENT_CHANGES = _counter("agent_changes", "Row changes that agents listen to.")
 
 # Identity.
 MISMATCH = _gauge("mismatch", "1 while source, stream, ledger and store do not belong together, by state.", "state")

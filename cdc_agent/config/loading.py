@@ -155,4 +155,11 @@ def _anchor(config: Config, folder: Path) -> Config:
         else webhook
         for name, webhook in config.webhooks.items()
     }
+    changes["agents"] = tuple(_anchored_agent(reference, folder) for reference in config.agents)
     return config.model_copy(update=changes)
+
+
+def _anchored_agent(reference: str, folder: Path) -> str:
+    """``./agents.py:app`` with its folder; the name of a module stays."""
+    place, _, name = reference.rpartition(":")
+    return f"{folder / Path(place).expanduser()}:{name}" if place.endswith(".py") else reference

@@ -335,6 +335,8 @@ class Config(BaseSettings):
     """Trying again."""
     webhooks: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")], WebhookConfig] = {}
     """Who may deliver webhooks to `POST /webhooks/<name>`."""
+    agents: tuple[Annotated[str, Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_]*$")], ...] = ()
+    """Your own agents: `package.module:app`, or `./agents.py:app` (from this file's folder). See docs/AGENTS.md."""
     http: HttpConfig = HttpConfig()
     """The HTTP interface."""
     log: LogConfig = LogConfig()

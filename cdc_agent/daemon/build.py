@@ -6,9 +6,12 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from psycopg.conninfo import conninfo_to_dict
+
 from cdc_agent.agents.recent import Recent
 from cdc_agent.capture import Capture
 from cdc_agent.config import Config
+from cdc_agent.daemon.agency import Agency, fresh_search, load_agents, open_agency
 from cdc_agent.daemon.audits import verify_runner
 from cdc_agent.daemon.consumers import Consumers, resync_targets
 from cdc_agent.daemon.first_copies import FirstCopies
@@ -29,6 +32,7 @@ from cdc_agent.daemon.sources import (
     source_guard,
     table_guard,
     verify_source,
+    wanted_tables,
 )
 from cdc_agent.daemon.state_files import open_state
 from cdc_agent.daemon.stores import build_store, opened, store_guard, store_watch
@@ -87,6 +91,7 @@ class Daemon:
     migrations: Migrations
     copies: FirstCopies
     mail: Mail | None
+    agency: Agency | None
 
     @property
     def specs(self) -> list[CollectionSpec]:
@@ -109,10 +114,12 @@ def build(
     health = Health()
     files = open_state(config)
     ledger, stream = files.ledger, files.stream
-    mail = open_mail(config)
+    agents = load_agents(config.agents)
+    mail = open_mail(config, wanted=bool(config.agents))
     dsn = config.source.dsn.get_secret_value()
     specs = (*config.collection_specs(), *remembered_specs(ledger.generations(), config))
-    catalog, watched = open_source(config, specs, ledger)
+    tables = wanted_tables(specs, agents.tables)
+    catalog, watched = open_source(config, tables, specs, ledger)
     store, chroma = build_store(config)
     embedders = Embedders(config.embedding, build_embedder)
     plans = planned(config, ledger, embedders)
@@ -127,7 +134,7 @@ def build(
     stream.tie(ledger.uuid)
     feed, decoder = open_feed(config, catalog, watched, changed=lambda: shapes.ask())
     # Two: a slow page of a resync must not hold up a live change that needs its row.
-    reader, rereader = (row_reader(config, specs, ledger, watched) for _ in range(2))
+    reader, rereader = (row_reader(config, tables, ledger, watched) for _ in range(2))
     board = PageBoard()
     resync = ResyncRunner(
         ledger=ledger,
@@ -169,7 +176,7 @@ def build(
         roots.update(present)
         indexer.follow(present)
 
-    shapes = table_guard(config, specs, ledger, health, request, follow, stop)
+    shapes = table_guard(config, tables, ledger, health, request, follow, stop)
     identity = ledger.identity()
     prepare_source(guard, shapes, feed)
     # A slot that was made just now has waited for what hides rows; otherwise ``migrations`` waits for that.
@@ -231,6 +238,20 @@ def build(
         reload=reload or (lambda: config),
         tables=frozenset(table.qualified_name for table in watched),
     )
+    searcher = LiveSearch(indexer.targets)
+    agency = None
+    if mail is not None and config.agents:
+        agency = open_agency(
+            config,
+            agents,
+            journal=mail.journal,
+            desk=mail.desk,
+            stream=stream,
+            search=fresh_search(searcher, indexer.watermark, lambda: _hurry(capture, indexer)),
+            database=str(conninfo_to_dict(dsn).get("dbname") or ""),
+            health=health,
+            stop=stop,
+        )
     return Daemon(
         config=config,
         stop=stop,
@@ -254,11 +275,12 @@ def build(
         row_reader=reader,
         rereader=rereader,
         roots=roots,
-        searcher=LiveSearch(indexer.targets),
+        searcher=searcher,
         verify=verify,
         migrations=migrations,
         copies=copies,
         mail=mail,
+        agency=agency,
     )
 
 

@@ -37,13 +37,13 @@ class Mail:
     inbox: Inbox
 
 
-def open_mail(config: Config) -> Mail | None:
-    """None where nobody may deliver and nobody ever did: then no file is made.
+def open_mail(config: Config, *, wanted: bool = False) -> Mail | None:
+    """None where nobody may deliver and nobody ever did: then no file is made, unless it is ``wanted``.
 
     Raises ``ConfigError`` for a secret that no sender could have, ``JournalError`` for a damaged journal.
     """
     senders = {name: _sender(name, webhook) for name, webhook in config.webhooks.items()}
-    if not senders and not config.journal_path.exists():
+    if not senders and not wanted and not config.journal_path.exists():
         return None
     file = JournalFile(config.journal_path)
     journal = SqliteJournal(file)

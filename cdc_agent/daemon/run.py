@@ -166,6 +166,8 @@ class _Running:
         self._threads.start("tables", daemon.shapes.run)
         self._threads.start("verify", daemon.verify.run)
         daemon.copies.run(self._threads)
+        if daemon.agency is not None:
+            daemon.agency.start(self._threads)
 
     def _tick(self) -> None:
         if self._daemon.chroma is not None and not self._daemon.chroma.watch():
@@ -179,6 +181,8 @@ class _Running:
         metrics.DEAD_LETTERS.set(sum(self._daemon.ledger.dead_letter_counts().values()))
         self._daemon.guard.tell()
         self._daemon.migrations.tell()
+        if self._daemon.agency is not None:
+            self._daemon.agency.tell()
         if any(problem.name == "stream" for problem in self._daemon.health.problems()):
             self._daemon.indexer.make_room()
         if self._daemon.capture.alive_within(watchdog_s()):
@@ -214,6 +218,8 @@ class _Running:
         daemon.indexer.stop()
         daemon.feed.alarm.ring()
         daemon.stream.wake()
+        if daemon.agency is not None:
+            daemon.agency.wake()
         daemon.resync.notify()
         daemon.verify.wake()
         failpoints.hit("drain")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeAlias
 
 from cdc_agent.config import Config
 from cdc_agent.daemon.consumers import Served, resync_targets
@@ -39,6 +40,7 @@ __all__ = [
     "source_guard",
     "table_guard",
     "verify_source",
+    "wanted_tables",
 ]
 
 log = logging.getLogger(__name__)
@@ -48,14 +50,30 @@ _SETTLE_S = 300.0
 _SETTLE_POLL_S = 0.05
 
 
+#: The columns that are needed of each table, by schema and name.
+Tables: TypeAlias = Mapping[tuple[str, str], frozenset[str]]
+
+
+def wanted_tables(
+    specs: tuple[CollectionSpec, ...], listened: Collection[str]
+) -> dict[tuple[str, str], frozenset[str]]:
+    """Those of the collections, and those (``schema.table``) whose changes somebody listens to."""
+    tables: dict[tuple[str, str], frozenset[str]] = {
+        (schema, name): frozenset() for schema, _, name in (table.partition(".") for table in listened)
+    }
+    for spec in specs:
+        place = (spec.schema, spec.table)
+        tables[place] = tables.get(place, frozenset()) | spec.needed_columns
+    return dict(sorted(tables.items()))
+
+
 def open_source(
-    config: Config, specs: tuple[CollectionSpec, ...], ledger: Ledger
+    config: Config, wanted: Tables, specs: tuple[CollectionSpec, ...], ledger: Ledger
 ) -> tuple[Catalog, list[WatchedTable]]:
     source = config.source
     dsn = source.dsn.get_secret_value()
-    tables = sorted({(spec.schema, spec.table) for spec in specs})
+    tables = list(wanted)
     if ledger.identity() is None:
-        columns = {table: _needed(specs, table) for table in tables}
         preflight.require(
             preflight.check(
                 dsn,
@@ -63,7 +81,7 @@ def open_source(
                 publication_name=source.publication_name,
                 plugin=source.plugin,
                 tables=tables,
-                columns=columns,
+                columns=wanted,
             )
         )
     catalog = Catalog(dsn, connect_timeout_s=source.connect_timeout_s)
@@ -91,23 +109,17 @@ def _check_predicates(specs: tuple[CollectionSpec, ...], catalog: Catalog, watch
             spec.predicate.check(relation)
 
 
-def _needed(specs: tuple[CollectionSpec, ...], table: tuple[str, str]) -> frozenset[str]:
-    return frozenset().union(*(s.needed_columns for s in specs if (s.schema, s.table) == table))
-
-
-def _second_catalog(config: Config, specs: tuple[CollectionSpec, ...], known: dict[str, int]) -> Catalog:
+def _second_catalog(config: Config, wanted: Tables, known: dict[str, int]) -> Catalog:
     """The row reader runs in other threads than the replication reader and needs a catalog of its own."""
     catalog = Catalog(config.source.dsn.get_secret_value(), connect_timeout_s=config.source.connect_timeout_s)
-    catalog.watch(sorted({(spec.schema, spec.table) for spec in specs}), known)
+    catalog.watch(list(wanted), known)
     return catalog
 
 
-def row_reader(
-    config: Config, specs: tuple[CollectionSpec, ...], ledger: Ledger, watched: Sequence[WatchedTable]
-) -> SqlRowReader:
+def row_reader(config: Config, wanted: Tables, ledger: Ledger, watched: Sequence[WatchedTable]) -> SqlRowReader:
     return SqlRowReader(
         config.source.dsn.get_secret_value(),
-        _second_catalog(config, specs, known_oids(ledger)),
+        _second_catalog(config, wanted, known_oids(ledger)),
         {table.qualified_name: table.oid for table in watched},
         connect_timeout_s=config.source.connect_timeout_s,
     )
@@ -149,7 +161,7 @@ def options_of(config: Config, schemas: frozenset[str]) -> dict[str, str]:
 
 def table_guard(
     config: Config,
-    specs: tuple[CollectionSpec, ...],
+    wanted: Tables,
     ledger: Ledger,
     health: Health,
     request: Callable[[str, str, str], None],
@@ -170,10 +182,7 @@ def table_guard(
         )
 
     return TableGuard(
-        tables=[
-            GuardedTable(schema=schema, name=name, used=_needed(specs, (schema, name)))
-            for schema, name in sorted({(spec.schema, spec.table) for spec in specs})
-        ],
+        tables=[GuardedTable(schema=schema, name=name, used=used) for (schema, name), used in wanted.items()],
         shapes=ShapeReader(
             dsn,
             publication=source.publication_name if publishes else None,

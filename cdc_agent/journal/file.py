@@ -22,8 +22,9 @@ DAMAGED = "restore it from a copy; or move it away: what it held cannot be had f
 class JournalFile:
     """Safe to call from several threads. What a ``transaction`` wrote is durable when it ends."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | None) -> None:
+        """``path`` None: in memory, and gone with this object."""
+        self.path = path or Path(":memory:")
         self._lock = threading.Lock()
         self._grown = threading.Condition()
         self._wakes = 0
@@ -93,7 +94,9 @@ class JournalFile:
             raise JournalError(f"the journal cannot be {what}: {exc}", hint="check the file and its disk") from exc
 
 
-def _opened(path: Path) -> sqlite3.Connection:
+def _opened(path: Path | None) -> sqlite3.Connection:
+    if path is None:
+        return sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     try:
         return open_file(path, JournalError)
     except JournalError as exc:

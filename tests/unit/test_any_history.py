@@ -45,7 +45,7 @@ BODIES = ("", "short", LONG_BODY, "one two three four nine ten eleven twelve", f
 TITLES = ("a", "b", "poison")
 LANGS = ("en", "de", "refused")
 #: The places that a change meets, without those of mending and migration.
-PLACES = [name for name in failpoints.NAMES if not name.startswith(("mending", "migrate", "drain"))]
+PLACES = [name for name in failpoints.NAMES if not name.startswith(("mending", "migrate", "drain", "agents"))]
 
 numbers = st.integers(0, 7)
 #: What a statement does: (kind, which row, which free key, title, body, lang, partition), all by place.

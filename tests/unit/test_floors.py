@@ -19,10 +19,10 @@ FLOORS = [
         *("queries", "snapshot", "sqlite_file", "retry", "health", "freshness", "tracing"),
     },
     {"source", "stream", "embedding", "vectorstore", "ledger", "journal"},  # 1 ends: one outside system each
-    {"agents", "sagas", "webhooks"},  # 2 reactions
+    {"agents", "reactions", "sagas", "webhooks"},  # 2 reactions
     {  # 3 loops
         *("capture", "resync", "resync_order", "signals", "verify", "explain", "migrate", "search", "grants"),
-        *("identity", "marker", "storekeeper", "tables"),
+        *("identity", "marker", "storekeeper", "tables", "testing"),
     },
     {"config", "daemon", "web", "client", "integrations", "mcp", "cli", "demo"},  # 4 process
 ]
