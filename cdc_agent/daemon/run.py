@@ -171,7 +171,8 @@ class _Running:
 
     def _tick(self) -> None:
         if self._daemon.chroma is not None and not self._daemon.chroma.watch():
-            self._daemon.health.report("chroma_server", "Chroma's server died", hint="it is being started again")
+            words = "Chroma's server died, or kept its database locked"
+            self._daemon.health.report("chroma_server", words, hint="it is being started again")
             # Who was killed while writing may have left something that cannot be read.
             self._daemon.store_watch.soon()
         else:

@@ -51,7 +51,7 @@ def build_store(config: Config) -> tuple[VectorStore, ChromaServer | None]:
             raise
         _put_store_aside(server.path, mend=mend)
         server.start()
-    return ChromaStore.http(settings.host, server.port, timeout_s=settings.timeout_s), server
+    return ChromaStore.http(settings.host, server.port, timeout_s=settings.timeout_s, locks=server.locks), server
 
 
 def _put_store_aside(folder: Path, *, mend: bool) -> None:

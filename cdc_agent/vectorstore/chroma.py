@@ -19,6 +19,7 @@ from cdc_agent.documents.model import MetadataValue
 from cdc_agent.errors import StoreRejected, StoreUnavailable, VectorStoreError
 from cdc_agent.vectorstore.base import Hit, Record
 from cdc_agent.vectorstore.chroma_faults import WHERE, TooLarge, not_found, translated
+from cdc_agent.vectorstore.locks import Locks
 from cdc_agent.vectorstore.records import (
     CollectionMissing,
     StoreFailing,
@@ -55,8 +56,12 @@ class ChromaStore:
     A missing collection raises ``CollectionMissing``, a ``StoreRejected`` that blames no record.
     """
 
-    def __init__(self, api: Any, *, ping: Callable[[], None], close: Callable[[], None]) -> None:
+    def __init__(
+        self, api: Any, *, ping: Callable[[], None], close: Callable[[], None], locks: Locks | None = None
+    ) -> None:
         self._api = api
+        #: What its writes tell of locks.
+        self.locks = locks or Locks()
         self._ping = ping
         self._close = close
         self._handles: dict[str, Any] = {}
@@ -65,9 +70,16 @@ class ChromaStore:
 
     @classmethod
     def http(
-        cls, host: str, port: int, *, ssl: bool = False, headers: dict[str, str] | None = None, timeout_s: float = 30.0
+        cls,
+        host: str,
+        port: int,
+        *,
+        ssl: bool = False,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = 30.0,
+        locks: Locks | None = None,
     ) -> ChromaStore:
-        """A store behind a Chroma server. Nothing is sent before the first call."""
+        """A store behind a Chroma server. Nothing is sent before the first call; ``locks`` learns of every write."""
         system = _system(
             chroma_api_impl="chromadb.api.fastapi.FastAPI",
             chroma_server_host=host,
@@ -84,7 +96,7 @@ class ChromaStore:
             if "nanosecond heartbeat" not in answer.raise_for_status().json():
                 raise StoreUnavailable(f"what answers on {host}:{port} is not a Chroma server", hint=WHERE)
 
-        return cls(api, ping=ping, close=session.close)
+        return cls(api, ping=ping, close=session.close, locks=locks)
 
     @classmethod
     def embedded(cls, path: str | Path) -> ChromaStore:
@@ -159,11 +171,11 @@ class ChromaStore:
         entries = [(record_id, dict(metadata)) for record_id, metadata in metadata_by_id.items() if metadata]
         for page in pages(entries, IDS_PER_CALL):
             ids, metadatas = [entry[0] for entry in page], [entry[1] for entry in page]
-            self._with(collection, methodcaller("update", ids=ids, metadatas=metadatas))
+            self._write(collection, methodcaller("update", ids=ids, metadatas=metadatas))
 
     def delete(self, collection: str, ids: Sequence[str]) -> None:
         for page in pages(list(dict.fromkeys(ids)), IDS_PER_CALL):
-            self._with(collection, methodcaller("delete", ids=list(page)))
+            self._write(collection, methodcaller("delete", ids=list(page)))
 
     def query(
         self, collection: str, vector: npt.NDArray[np.float32], *, k: int, where: Mapping[str, Any] | None = None
@@ -250,7 +262,7 @@ class ChromaStore:
     def _upsert_or_halve(self, collection: str, records: Sequence[Record]) -> None:
         """One call; if it is more bytes than the server takes, two of half the size."""
         try:
-            self._with(collection, methodcaller("upsert", **_columns(records)))
+            self._write(collection, methodcaller("upsert", **_columns(records)))
         except TooLarge:
             if len(records) == 1:
                 raise
@@ -261,6 +273,10 @@ class ChromaStore:
     def _page_of_ids(self, collection: str, offset: int) -> list[str]:
         found = self._with(collection, methodcaller("get", include=[], limit=IDS_PER_PAGE, offset=offset))
         return list(found["ids"])
+
+    def _write(self, collection: str, act: Callable[[Any], Any]) -> None:
+        with self.locks.writing():
+            self._with(collection, act)
 
     def _with(self, name: str, act: Callable[[Any], Any]) -> Any:
         """Act on a collection; one that was deleted and created again has a new identity, so look it up once more."""

@@ -25,6 +25,7 @@ from typing import IO
 
 from cdc_agent.errors import ConfigError, StoreUnavailable, VectorStoreError
 from cdc_agent.sqlite_file import file_is_damaged, put_aside
+from cdc_agent.vectorstore.locks import Locks
 
 __all__ = ["ChromaServer"]
 
@@ -41,6 +42,8 @@ YOUNG_DEATHS = 3
 LARGEST_LOG_BYTES = 10 * 1024 * 1024
 #: How much of the log stands in an error.
 LOG_TAIL_BYTES = 1500
+#: A server whose disk has less room than this is not restarted because of a lock: it would meet the full disk again.
+ROOM_BYTES = 1024 * 1024
 #: Pause between two looks at a process or its heartbeat.
 LOOK_EVERY_S = 0.05
 
@@ -74,7 +77,10 @@ class ChromaServer:
         start_timeout_s: float = 60.0,
         stop_timeout_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        locks: Locks | None = None,
     ) -> None:
+        #: For the store that writes to this server: what it learns there about locks decides about a restart here.
+        self.locks = locks or Locks()
         self.path = Path(path).absolute()
         self.host = host
         self.port = port
@@ -116,7 +122,8 @@ class ChromaServer:
     def watch(self) -> bool:
         """Look once; start a server that died, after a growing pause. Returns whether it ran when we looked.
 
-        A server that hangs is left alone: killed while it writes its index it can come back unreadable.
+        One that keeps its database locked though its disk has room is restarted. A server that hangs is left alone:
+        killed while it writes its index it can come back unreadable.
         """
         if self._lock is None:
             return False
@@ -124,7 +131,11 @@ class ChromaServer:
             self._begin_afresh()
             return False
         if self.is_alive:
-            return True
+            if not (self.locks.stuck and self._has_room()):
+                return True
+            logger.warning("chroma server keeps its database locked, restarting it pid=%s", self.pid)
+            self.restart()
+            return False
         self._note_death()
         if self._clock() >= self._not_before:
             self._spawn_again()
@@ -150,6 +161,18 @@ class ChromaServer:
             if not self._renewed.wait(timeout_s):
                 raise StoreUnavailable("the Chroma server was not started on an empty folder in time")
         self._wait_for_heartbeat()
+
+    def restart(self) -> None:
+        """End the server and start it again on what it has stored; returns before it answers."""
+        if self._child is not None:
+            _end(self._child, self._stop_timeout_s)
+            self._child = None
+        self.locks.restarted()
+        self._spawn_again()
+
+    def _has_room(self) -> bool:
+        disk = os.statvfs(self.path)
+        return disk.f_bavail * disk.f_frsize >= ROOM_BYTES
 
     def _begin_afresh(self) -> None:
         if self._child is not None:

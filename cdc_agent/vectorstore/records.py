@@ -22,6 +22,7 @@ __all__ = [
     "CollectionMissing",
     "StoreFailing",
     "StoreHungUp",
+    "StoreLocked",
     "check_metadata",
     "check_records",
     "last_of_each_id",
@@ -59,6 +60,10 @@ class CollectionDamaged(VectorStoreError):
 
 class StoreFailing(StoreUnavailable):
     """The store answered that something inside it failed."""
+
+
+class StoreLocked(StoreUnavailable):
+    """The store answered that its own database is locked. For a moment that is nothing; if it stays, see ``locks``."""
 
 
 class StoreHungUp(StoreUnavailable):

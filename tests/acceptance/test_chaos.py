@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.chaos.faults import DEATHS, DISTURBANCES
+from tests.support.wait import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,3 +55,29 @@ def test_no_reader_ever_sees_what_is_not_so_while_the_daemon_is_killed_again_and
     # Root can fill a disk of its own. Continuous integration is root, and does.
     if os.environ.get("CI"):
         assert not any(name.startswith("disk_full") for name in facts["skipped"]), done.stdout
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_run_that_is_interrupted_ends_with_a_report_of_what_it_saw(tmp_path: Path, number: signal.Signals) -> None:
+    # Given a run that is at work
+    report = tmp_path / "chaos.json"
+    command = [sys.executable, "-m", "tests.support.chaos", "--cycles", "500", "--store", "embedded", "--json", report]
+    with (
+        (tmp_path / "said").open("wb") as said,
+        subprocess.Popen(command, stdout=said, stderr=said, cwd=ROOT, start_new_session=True) as run,
+    ):
+        until(lambda: b"cycle 2" in (tmp_path / "said").read_bytes(), 90.0, "the second cycle")
+
+        # When somebody has had enough
+        run.send_signal(number)
+
+        # Then the report says what was done, and that it was not all
+        assert run.wait(60) == 130
+    words = (tmp_path / "said").read_text()
+    assert "interrupted: the index was not compared in the end" in words
+    facts = json.loads(report.read_text())
+    assert facts["interrupted"]
+    assert 1 <= facts["cycles"] < 500
+    assert "Traceback" not in words

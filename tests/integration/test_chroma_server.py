@@ -9,15 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cdc_agent.errors import ConfigError, StoreUnavailable, VectorStoreError
+from cdc_agent.vectorstore import chroma_server
 from cdc_agent.vectorstore.base import Record
 from cdc_agent.vectorstore.chroma import ChromaStore
 from cdc_agent.vectorstore.chroma_server import ChromaServer, _serves
+from cdc_agent.vectorstore.locks import LOCKED_S, Locks
+from cdc_agent.vectorstore.records import StoreLocked
 from tests.support.wait import until
 
 EAST = np.array([1, 0], dtype=np.float32)
@@ -151,6 +155,73 @@ def test_a_server_that_dies_again_and_again_is_started_after_growing_pauses(serv
     kill(server)
     server.watch()
     assert server.is_alive
+
+
+def tell_of_a_lock(server: ChromaServer) -> None:
+    """What a store does whose write was answered with "locked". No full disk leaves a server so each time."""
+    with suppress(StoreLocked), server.locks.writing():
+        raise StoreLocked("locked")
+
+
+@pytest.fixture
+def locked(tmp_path: Path, clock: Clock) -> Iterator[ChromaServer]:
+    """A server that has just said that its database is locked."""
+    server = ChromaServer(tmp_path / "store", clock=clock, locks=Locks(clock=clock))
+    server.start()
+    tell_of_a_lock(server)
+    yield server
+    server.stop()
+
+
+@pytest.mark.fault("store-locked")
+def test_a_server_that_keeps_its_database_locked_is_restarted_after_a_while(
+    locked: ChromaServer, clock: Clock, connect: Callable[..., ChromaStore]
+) -> None:
+    # Given a server with a record, which has answered a write with "locked"
+    store = connect(locked)
+    store.open_collection("kept", dimensions=2, marker={})
+    store.upsert("kept", [A_RECORD])
+    before = locked.pid
+
+    # When that is not long ago, then it is let be
+    clock.now += LOCKED_S - 1
+    assert locked.watch()
+    assert locked.pid == before
+
+    # But after a while it is restarted on the same port, and has everything
+    clock.now += 1
+    assert not locked.watch()
+    assert locked.pid != before
+    until(lambda: answers(store), what="the server to answer again")
+    assert [hit.id for hit in store.query("kept", EAST, k=1)] == ["a"]
+    assert locked.watch()
+
+
+@pytest.mark.fault("store-locked")
+def test_a_lock_that_outlives_restarts_is_met_with_ever_fewer_of_them(locked: ChromaServer, clock: Clock) -> None:
+    # Given an hour in which every write is answered with "locked", whatever we do
+    pids = {locked.pid}
+    for _ in range(360):
+        clock.now += 10
+        tell_of_a_lock(locked)
+        locked.watch()
+        pids.add(locked.pid)
+
+    # Then the pauses have doubled: 20, 40, 80 s, …
+    assert 5 <= len(pids) - 1 <= 7
+
+
+@pytest.mark.fault("store-locked")
+def test_a_locked_server_is_let_be_while_its_disk_is_full(
+    locked: ChromaServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = locked.pid
+    monkeypatch.setattr(chroma_server, "ROOM_BYTES", 1 << 60)
+
+    clock.now += LOCKED_S
+
+    assert locked.watch()
+    assert locked.pid == before
 
 
 @pytest.mark.fault("store-hangs")

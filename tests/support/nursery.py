@@ -100,6 +100,8 @@ class Nursery:
                 stdin=subprocess.DEVNULL,
                 cwd=_ROOT,
                 pass_fds=[theirs.fileno()],
+                # Ctrl-C at a terminal is for who asked; children are ended by name.
+                start_new_session=True,
             )
         self._socket, self._lines = ours, ours.makefile("rb")
 

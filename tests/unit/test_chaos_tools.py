@@ -16,6 +16,7 @@ from tests.support.chaos.observer import LedgerView, Observer
 from tests.support.chaos.readers import Readers
 from tests.support.chaos.record import Record
 from tests.support.chaos.schedule import schedule
+from tests.support.chaos.stage import wants_chroma_restarted
 from tests.support.chaos.tap import Tap
 from tests.support.chaos.texts import Line, line, new_lines, read, title_of
 from tests.support.chaos.writers import Recent
@@ -246,3 +247,34 @@ def test_a_seed_draws_the_same_faults_again_and_every_disturbance_comes_up() -> 
     assert drawn[0] != drawn[2]
     assert {cycle.disturbance for cycle in drawn[0]} == {None, *DISTURBANCES}
     assert drawn[0][3].rng("x").random() == drawn[1][3].rng("x").random()
+
+
+# -- the operator of somebody else's Chroma --------------------------------------------------------------------
+
+ASKS = "hint: if this stays so, restart the Chroma server: after a full disk it may never let go by itself"
+
+
+class Complaining:
+    """A daemon, as far as its operator reads it."""
+
+    def __init__(self, problems: list[dict[str, Any]] | None, log: str = "") -> None:
+        self.log = log
+        self._problems = problems
+
+    def problems(self) -> list[dict[str, Any]] | None:
+        return self._problems
+
+
+@pytest.mark.parametrize(
+    ("daemon", "wanted"),
+    [
+        (Complaining([{"name": "vectorstore", "hint": ASKS}]), True),
+        (Complaining(None, log=ASKS), True),
+        (Complaining([{"name": "vectorstore", "hint": "is it running?"}], log=ASKS), False),
+        (Complaining([]), False),
+        (Complaining(None, log=ASKS + "x" * 1000), False),
+    ],
+    ids=["on readyz", "does not get up", "another problem", "well", "long ago"],
+)
+def test_the_operator_of_chroma_hears_when_the_daemon_asks_for_a_restart(daemon: Any, wanted: bool) -> None:
+    assert wants_chroma_restarted(daemon) == wanted

@@ -14,6 +14,9 @@ from tests.support.chaos.faults import DEATHS, DISTURBANCES
 from tests.support.chaos.loop import Wanted, interrupted, run
 from tests.support.chaos.report import as_text
 
+#: What a shell says of a program that Ctrl-C has ended.
+_INTERRUPTED = 130
+
 
 def main() -> int:
     args = _arguments()
@@ -36,7 +39,9 @@ def main() -> int:
     print(as_text(facts))
     if args.json:
         args.json.write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2))
-    return 1 if any(facts["violations"].values()) else 0
+    if any(facts["violations"].values()):
+        return 1
+    return _INTERRUPTED if facts["interrupted"] else 0
 
 
 def _arguments() -> argparse.Namespace:

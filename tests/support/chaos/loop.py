@@ -65,14 +65,26 @@ def run(wanted: Wanted) -> dict[str, Any]:
         pg = servers.private_database(Kind(wanted.postgres, wanted.plugin))
         with tempfile.TemporaryDirectory(prefix="cdc-agent-chaos-", dir="/tmp") as folder:
             with stage(pg=pg, record=record, folder=Path(folder), store=wanted.store) as parts:
-                _Run(wanted, parts, record).through()
+                with _whole_report(record):
+                    _Run(wanted, parts, record).through()
                 record.counts["transactions_redelivered"] = parts.tap.redelivered
                 record.counts["chunks_embedded"] = parts.endpoint.embedded
                 record.counts["chunks_embedded_again"] = parts.endpoint.again
     finally:
         servers.close()
-    asked = {"seed": wanted.seed, "cycles": wanted.cycles, "plugin": wanted.plugin, "store": wanted.store}
+    asked = {"seed": wanted.seed, "cycles": record.cycles, "plugin": wanted.plugin, "store": wanted.store}
     return asked | record.facts()
+
+
+@contextmanager
+def _whole_report(record: Record) -> Iterator[None]:
+    """Ctrl-C ends a run, and what it saw by then is told. A second one is ignored: all parts are being ended."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        record.interrupt()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Run:
@@ -140,6 +152,7 @@ class _Run:
             disturbance.act(parts, cycle.rng("disturbance"))
             parts.recover(disturbance.name, indexed=disturbance.indexed)
         record.fault(cycle.death)
+        record.cycles = cycle.number
         DEATHS[cycle.death].act(parts, cycle.rng("death"))
         self._check_embedding()
 
@@ -177,7 +190,7 @@ class _Run:
     def _compare(self) -> None:
         parts = self._parts
         try:
-            parts.daemon.wait_ready()
+            parts.wait_ready()
             letters = parts.daemon.get("/dead-letters").json()["dead_letters"]
             for letter in letters:
                 self._record.violation("parked", str(letter))
@@ -196,7 +209,7 @@ class _Run:
     def _verify(self) -> None:
         """What the daemon's own audit says."""
         parts = self._parts
-        parts.daemon.wait_ready()
+        parts.wait_ready()
         command = [sys.executable, "-m", "cdc_agent.cli", "verify", "-c", str(parts.daemon.path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode != 0:

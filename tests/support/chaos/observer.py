@@ -68,7 +68,8 @@ class Observer:
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join(60)
+        # A store that is locked may never answer; nobody waits for that look.
+        self._thread.join(20)
 
     def captured(self) -> int:
         """What the stream holds, as its file says; 0 before there is one."""
@@ -121,10 +122,13 @@ class Observer:
     # -- the store --------------------------------------------------------------------------------------------
 
     def _look_at_store(self, before: LedgerView) -> None:
-        late = self._late()
+        late, mending = self._late(), self._record.mending
         held = self._read_store()
         after = self._read_ledger()
         if held is None or after is None:
+            return
+        if mending or self._record.mending:
+            self._strays = set()
             return
         self._record.count("looks_at_the_store")
         self._find_missing(before, after, held)

@@ -121,11 +121,15 @@ class Readers:
 
     def _ask(self, client: httpx.Client, collection: str, uid: str, **more: Any) -> list[Hit] | None:
         """The hits of one row, None if there was no answer."""
+        mending = self._record.mending
         body = {"collection": collection, "query": f"{QUERY} {uid}", "k": 100, "where": {"uid": uid}, **more}
         try:
             answer = client.post(self._daemon().url + "/search", json=body)
         except httpx.TransportError:
             self._record.count("searches_unanswered")
+            return None
+        if mending or self._record.mending:
+            self._record.count("searches_beside_mending")
             return None
         if answer.status_code == 200:
             self._record.count("searches_answered")

@@ -44,6 +44,11 @@ class Record:
         self.counts: Counter[str] = Counter()
         self._recoveries: dict[str, list[float]] = defaultdict(list)
         self.skipped: dict[str, str] = {}
+        #: Lives of the daemon so far.
+        self.cycles = 0
+        self.interrupted = False
+        #: A store that came back unreadable from a kill is being built again: until then nothing is promised of it.
+        self.mending = False
 
     @property
     def elapsed_s(self) -> float:
@@ -78,10 +83,25 @@ class Record:
             self.say(f"skipping {fault}: {reason}")
         self.skipped[fault] = reason
 
+    def begin_mending(self) -> None:
+        self.say("the store came back unreadable: started once with on_mismatch resync")
+        self.count("store_built_again_after_a_kill")
+        self.mending = True
+
+    def end_mending(self) -> None:
+        self.say("the store is built again")
+        self.mending = False
+
+    def interrupt(self) -> None:
+        """Somebody has ended the run: nothing was compared in the end."""
+        self.say("interrupted: the parts are being ended, the report follows")
+        self.interrupted = True
+
     def facts(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         return {
             "seconds": round(self.elapsed_s, 1),
+            "interrupted": self.interrupted,
             "faults": dict(sorted(self.faults.items())),
             "counts": dict(sorted(self.counts.items())),
             "recovery_s": {kind: _spread(found) for kind, found in sorted(self._recoveries.items())},

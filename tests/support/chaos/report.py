@@ -13,6 +13,7 @@ def as_text(facts: Mapping[str, Any]) -> str:
     lines = [
         f"seed {facts['seed']}, {facts['plugin']}, store {facts['store']}: "
         f"{facts['cycles']} cycles in {facts['seconds']:.0f} s",
+        *(["interrupted: the index was not compared in the end"] if facts["interrupted"] else []),
         "",
         "faults       " + _counts(facts["faults"]),
         *(f"skipped      {name}: {reason}" for name, reason in facts["skipped"].items()),

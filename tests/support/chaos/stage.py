@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from cdc_agent.lsn import Lsn
 from cdc_agent.vectorstore.chroma_server import ChromaServer
@@ -24,13 +25,20 @@ from tests.support.daemon import DaemonProcess, merged
 from tests.support.postgres import Database
 from tests.support.tcp_proxy import TcpProxy
 
-__all__ = ["Stage", "stage"]
+__all__ = ["Stage", "stage", "wants_chroma_restarted"]
 
 #: Exit code of a daemon that a supervisor starts again.
 TRY_AGAIN = 75
 #: How long anything may take to be back.
 PATIENCE_S = 120.0
 _POLL_S = 0.02
+#: How long a store of somebody else's may say that it is locked before its operator reads that on /readyz and acts.
+_OPERATOR_S = 20.0
+_ASKED = "restart the Chroma server"
+_LAST_WORDS = 1000
+#: What a daemon says whose store came back unreadable, and what its hint says to start it with, once.
+_CORRUPT = "error: STORE_CORRUPT"
+_MENDING = {"CDC_AGENT_SOURCE__ON_MISMATCH": "resync"}
 
 
 class Stage:
@@ -52,8 +60,11 @@ class Stage:
         self.observer: Observer
         #: A request that this life of the daemon has sent may still reach the store, whatever became of it.
         self.late = False
+        #: Chroma was killed, which in rare cases leaves an index that it cannot read again.
+        self.chroma_killed = False
         self._offset_at_start = 0
         self._daemons = 0
+        self._look_again_at = 0.0
 
     # -- the daemon -------------------------------------------------------------------------------------------
 
@@ -94,7 +105,8 @@ class Stage:
         self.endpoint.disturb()
         self.late = False
         self._offset_at_start = self.observer.offset()
-        self.daemon.start(failpoint=failpoint, ready=False)
+        env = _MENDING if self.record.mending else {}
+        self.daemon.start(failpoint=failpoint, ready=False, env=env)
 
     def take_over(self, second: DaemonProcess) -> None:
         """The daemon is killed, and a second one that waits beside it has its place."""
@@ -113,14 +125,38 @@ class Stage:
         """What a supervisor does meanwhile."""
         if self.chroma is not None:
             self.chroma.watch()
+        if self.record.mending:
+            self._see_whether_it_is_mended()
         code = self.daemon.returncode
         if code is None or code == -signal.SIGKILL:
             return
         if code == TRY_AGAIN:
             self.record.count("started_again_on_request")
+        elif self.chroma_killed and not self.record.mending and _CORRUPT in self.daemon.log[-_LAST_WORDS:]:
+            self.record.begin_mending()
         else:
             self.record.violation("stuck", f"the daemon ended with {code}: {self.daemon.log[-1500:]}")
         self.start()
+
+    def _see_whether_it_is_mended(self) -> None:
+        """The index is whole again when every table was read again and all of it is written."""
+        if time.monotonic() < self._look_again_at or not self.daemon.running:
+            return
+        self._look_again_at = time.monotonic() + 0.5
+        try:
+            if self.daemon.problems() == [] and self.daemon.status()["resyncs"] == []:
+                self.record.end_mending()
+        except httpx.TransportError:
+            pass  # It is on its way.
+
+    def wait_ready(self) -> None:
+        """What a supervisor waits for: a daemon that is ready, with nothing left to be mended."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self.record.mending or self.daemon.problems() != []:
+            self.tick()
+            if time.monotonic() > deadline:
+                pytest.fail(f"not ready after {PATIENCE_S:g} s: {self.why()}")
+            time.sleep(_POLL_S)
 
     def sleep(self, seconds: float) -> None:
         """Let things happen for a while, or until the daemon is dead."""
@@ -131,7 +167,7 @@ class Stage:
 
     def recover(self, kind: str, *, indexed: bool = True) -> None:
         """Wait until what is committed now is durable here, and in the index; note how long it took."""
-        began = time.monotonic()
+        began = looked = time.monotonic()
         self.pg.execute(MARK)
         lsn = int(Lsn.parse(self.pg.execute("select pg_current_wal_lsn()::text")[0][0]))
         steps = [("", lambda: self.observer.captured() >= lsn)]
@@ -142,11 +178,21 @@ class Stage:
                 self.tick()
                 if self.daemon.returncode == -signal.SIGKILL:
                     return
+                if time.monotonic() - looked > _OPERATOR_S:
+                    self.operate_store()
+                    looked = time.monotonic()
                 if time.monotonic() - began > PATIENCE_S:
                     self.record.violation("stuck", f"{kind}{suffix}: not back after {PATIENCE_S:g} s: {self.why()}")
                     return
                 time.sleep(_POLL_S)
             self.record.recovered(kind + suffix, time.monotonic() - began)
+
+    def operate_store(self) -> None:
+        """Do what the daemon asks of whoever runs the Chroma server."""
+        if self.chroma is not None and wants_chroma_restarted(self.daemon):
+            self.record.count("chroma_restarted_by_its_operator")
+            self.record.say("restarting Chroma, as the daemon asks")
+            self.chroma.restart()
 
     def is_applied(self, lsn: int) -> bool:
         """Whether the daemon says, within half a second, that the index is complete up to there."""
@@ -173,10 +219,18 @@ class Stage:
     def signal_chroma(self, number: signal.Signals) -> None:
         pid = self.chroma_pid()
         if pid is not None:
+            self.chroma_killed = self.chroma_killed or number == signal.SIGKILL
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
                 pass  # It went with its daemon.
+
+
+def wants_chroma_restarted(daemon: DaemonProcess) -> bool:
+    """Whether it says so on /readyz, or in its last words where it does not get as far as that."""
+    problems = daemon.problems()
+    told = daemon.log[-_LAST_WORDS:] if problems is None else " ".join(one["hint"] for one in problems)
+    return _ASKED in told
 
 
 @contextmanager
