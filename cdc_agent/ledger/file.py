@@ -15,14 +15,18 @@ from typing import Any
 from cdc_agent import queries
 from cdc_agent.errors import IdentityMismatch, LedgerError, LedgerFull
 from cdc_agent.ledger import rows
-from cdc_agent.sqlite_file import DAMAGED_HINT, is_damage, is_new, open_file, schema_is
+from cdc_agent.sqlite_file import DAMAGED_HINT, is_damage, open_file
+from cdc_agent.sqlite_schema import Schema
 
-__all__ = ["SQL", "LedgerFile"]
+__all__ = ["SCHEMA", "SQL", "LedgerFile"]
 
 SQL = queries.load("cdc_agent.ledger", "schema.sql")
-_VERSION = "2"
-#: What a file of each version that we can open holds. An older one gets what it lacks.
-_SCHEMAS = {"1": SQL["schema"], _VERSION: f"{SQL['schema']}\n{SQL['since_2']}"}
+#: A new version is a new step; the files of versions before it are in tests/old_state.
+SCHEMA = Schema(
+    steps=(SQL["schema"], SQL["since_2"]),
+    unnumbered="select cast(value as integer) from meta where key = 'schema_version'",
+    functions={"seal": rows.seal},
+)
 #: The state of a ledger whose file is not as it was written.
 _CORRUPT = "LEDGER_CORRUPT"
 
@@ -42,19 +46,9 @@ class LedgerFile:
         with self._translated():
             # Embeddings are as private as the texts: what is deleted is overwritten.
             self._writer.execute("pragma secure_delete = on")
-            self._writer.create_function("seal", -1, rows.seal, deterministic=True)
-            if not is_new(self._writer):
-                self._check_schema()
-            self._writer.executescript(_SCHEMAS[_VERSION])
+            SCHEMA.bring_up_to_date(self._writer, path, error=LedgerError, damaged=self._damaged)
             self._reader = open_file(path, LedgerError, corrupt=_CORRUPT)
         self._uuid = self._meta("uuid")
-
-    def _check_schema(self) -> None:
-        version = self._meta("schema_version")
-        if version not in _SCHEMAS:
-            raise LedgerError(f"{self._path} has schema {version}", hint="it needs another cdc-agent version")
-        if not schema_is(self._writer, _SCHEMAS[version]):
-            raise self._damaged("its tables are not as they were made")
 
     def _damaged(self, what: object) -> IdentityMismatch:
         self.damage = IdentityMismatch(_CORRUPT, f"{self._path} is damaged: {what}", hint=DAMAGED_HINT)

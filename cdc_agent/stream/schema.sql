@@ -7,7 +7,7 @@ create table if not exists block (
     payload      blob    not null,
     checksum     integer not null
 );
--- One row: how much of the source is here. The version is that of this schema.
+-- One row: how much of the source is here. The version is always 1: the file's number tells that of its schema.
 create table if not exists position (
     id              integer primary key check (id = 1),
     version         integer not null,
@@ -36,7 +36,7 @@ insert into block values (?, ?, ?, ?, ?)
 update position set captured_lsn = ?, partial_lsn = ?, partial_ordinal = ?, head_offset = ? where id = 1
 
 -- load_position --
-select version, captured_lsn, partial_lsn, partial_ordinal, head_offset, void_offset, ledger, checksum from position
+select captured_lsn, partial_lsn, partial_ordinal, head_offset, void_offset, ledger, checksum from position
 where id = 1
 
 -- seal_position --

@@ -19,14 +19,14 @@ from cdc_agent import queries
 from cdc_agent.errors import IdentityMismatch, StreamError, StreamFull
 from cdc_agent.events import ChangeEvent, Transaction
 from cdc_agent.lsn import Lsn, Version
-from cdc_agent.sqlite_file import DAMAGED_HINT, is_damage, is_new, open_file, schema_is
+from cdc_agent.sqlite_file import DAMAGED_HINT, is_damage, open_file
+from cdc_agent.sqlite_schema import Schema
 from cdc_agent.stream import codec
 from cdc_agent.stream.base import Batch, Position
 
-__all__ = ["SqliteStream"]
+__all__ = ["SCHEMA", "SqliteStream"]
 
 _SQL = queries.load("cdc_agent.stream", "schema.sql")
-_VERSION = 1
 #: The state of a stream whose file is not as it was written.
 _CORRUPT = "STREAM_CORRUPT"
 #: A block is cut at about this many bytes or changes.
@@ -36,6 +36,16 @@ _BLOCK_CHANGES = 5_000
 _PAGE_BYTES = 16_384
 #: How often old blocks are looked for, in seconds.
 _PRUNE_INTERVAL_S = 30.0
+
+
+def _seal(*values: Any) -> int:
+    return crc32(repr(values).encode())
+
+
+#: A new version is a new step; the files of versions before it are in tests/old_state.
+SCHEMA = Schema(
+    steps=(f"{_SQL['schema']}\n{_SQL['seal_position']};",), unnumbered="select 1", functions={"seal": _seal}
+)
 
 
 class SqliteStream:
@@ -71,17 +81,11 @@ class SqliteStream:
 
     def _make_tables(self) -> None:
         with self._translated("opened"):
-            self._writer.create_function("seal", -1, _seal, deterministic=True)
-            new = is_new(self._writer)
-            if not new and not schema_is(self._writer, _SQL["schema"]):
-                raise self._damaged("its tables are not as they were made")
-            self._writer.executescript(_SQL["schema"])
-            if new:
-                self._writer.execute(_SQL["seal_position"])
+            SCHEMA.bring_up_to_date(self._writer, self._path, error=StreamError, damaged=self._damaged)
 
     def ledger(self) -> str:
         with self._read_lock, self._translated("read"):
-            return str(self._reader.execute(_SQL["load_position"]).fetchone()[6])
+            return str(self._reader.execute(_SQL["load_position"]).fetchone()[5])
 
     def tie(self, ledger: str) -> None:
         with self._write_lock, self._translated("written"), _transaction(self._writer):
@@ -299,9 +303,7 @@ class SqliteStream:
         row = self._writer.execute(_SQL["load_position"]).fetchone()
         if row is None:
             raise self._damaged("it has no position")
-        version, captured, lsn, ordinal, head, void, ledger, checksum = row
-        if version != _VERSION:
-            raise StreamError(f"stream file of version {version}", hint="it was written by another cdc-agent version")
+        captured, lsn, ordinal, head, void, ledger, checksum = row
         if _seal(captured, lsn, ordinal, head, void, ledger) != checksum:
             raise self._damaged("its position is not as it was written")
         partial = Version(Lsn(lsn), ordinal) if lsn is not None else None
@@ -324,10 +326,6 @@ class _transaction:
         finally:
             if self._connection.in_transaction:
                 self._connection.execute("rollback")
-
-
-def _seal(*values: Any) -> int:
-    return crc32(repr(values).encode())
 
 
 def _after(position: Position, tx: Transaction) -> Position:

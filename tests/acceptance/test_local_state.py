@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,21 @@ def test_a_ledger_that_is_gone_is_begun_anew_with_the_vectors_of_the_store(
     refused(stopped, "LEDGER_LOST")
     heals(stopped, pg, "LEDGER_LOST")
     lives_on(stopped, pg)
+
+
+def test_state_of_the_version_before_is_gone_on_with(pg: Database, stopped: DaemonProcess) -> None:
+    # Given the files of a daemon from before files had a number
+    for name in ("ledger", "stream"):
+        with closing(sqlite3.connect(file_of(stopped, name))) as connection:
+            connection.execute("pragma user_version = 0")
+
+    # When the present one is started on them
+    stopped.start()
+
+    # Then it goes on: nothing is read again, and only what has changed is embedded
+    assert_index_equals_table(stopped, pg)
+    assert stopped.metric("cdc_agent_chunks_embedded_total") == 2
+    assert "mending state=" not in stopped.log
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {

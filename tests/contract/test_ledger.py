@@ -27,6 +27,8 @@ from cdc_agent.ledger.sqlite import SqliteLedger
 from cdc_agent.lsn import Lsn, Version
 
 C = "articles"
+#: What a file of the second version must lose to be one of the first, which had no number.
+BEFORE_2 = "drop table writing; update meta set value = '1' where key = 'schema_version'; pragma user_version = 0;"
 AGENT = "indexer"
 
 #: How each backend is opened on a folder: to add one, name it here.
@@ -884,7 +886,7 @@ class TestSqliteFile:
         [old] = write(ledger, "old", 1)
         ledger.close()
         with sqlite3.connect(path) as connection:
-            connection.executescript("drop table writing; update meta set value = '1' where key = 'schema_version'")
+            connection.executescript(BEFORE_2)
         connection.close()
 
         # When it is opened today, and something is written
@@ -900,8 +902,7 @@ class TestSqliteFile:
     def test_a_file_of_the_first_version_that_lost_a_table_is_damaged_all_the_same(self, path: Path) -> None:
         SqliteLedger(path).close()
         with sqlite3.connect(path) as connection:
-            script = "drop table writing; drop table manifest; update meta set value = '1' where key = 'schema_version'"
-            connection.executescript(script)
+            connection.executescript(f"{BEFORE_2} drop table manifest;")
         connection.close()
 
         with pytest.raises(IdentityMismatch, match="LEDGER_CORRUPT"):
@@ -923,7 +924,7 @@ class TestSqliteFile:
     def test_a_file_of_another_version_is_refused(self, path: Path) -> None:
         SqliteLedger(path).close()
         with sqlite3.connect(path) as connection:
-            connection.execute("update meta set value = '99' where key = 'schema_version'")
+            connection.execute("pragma user_version = 99")
         connection.close()
 
         with pytest.raises(LedgerError, match="schema 99"):

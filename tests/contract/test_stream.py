@@ -763,10 +763,10 @@ class TestSqliteFile:
     def test_a_file_of_another_version_is_refused(self, path: Path) -> None:
         SqliteStream(path).close()
         with sqlite3.connect(path) as connection:
-            connection.execute("update position set version = 99")
+            connection.execute("pragma user_version = 99")
         connection.close()
 
-        with pytest.raises(StreamError, match="version 99"):
+        with pytest.raises(StreamError, match="schema 99"):
             SqliteStream(path)
 
     def test_two_appends_at_the_same_time_take_turns(self, path: Path) -> None:

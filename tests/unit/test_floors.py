@@ -16,7 +16,7 @@ FLOORS = [
         *("errors", "lsn", "values", "events", "envelope", "cloudevents"),  # 0 words
         *("metrics", "failpoints", "documents"),
         # and what several ends and loops build on: named SQL, visibility, safe files, backoff, what is wrong
-        *("queries", "snapshot", "sqlite_file", "retry", "health", "freshness", "tracing"),
+        *("queries", "snapshot", "sqlite_file", "sqlite_schema", "retry", "health", "freshness", "tracing"),
     },
     {"source", "stream", "embedding", "vectorstore", "ledger", "journal"},  # 1 ends: one outside system each
     {"agents", "reactions", "sagas", "webhooks"},  # 2 reactions
