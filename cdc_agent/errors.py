@@ -18,6 +18,9 @@ CdcAgentError
 ├── JournalError               the events that are kept for ever
 │   └── JournalFull            no space on its disk                              retryable
 ├── AgentError                 what a handler asks for cannot be
+│   └── LlmError               the model that a handler asks
+│       ├── LlmUnavailable     endpoint down, overloaded, rate limited            retryable
+│       └── BudgetSpent        its tokens of today are used
 ├── WebhookError               a delivery that is not taken
 │   ├── WebhookRefused         who sent it is not proven: signature, time, secret
 │   └── WebhookMalformed       it is signed, and not what its sender documents
@@ -35,6 +38,7 @@ from __future__ import annotations
 
 __all__ = [
     "AgentError",
+    "BudgetSpent",
     "CdcAgentError",
     "ConfigError",
     "DaemonUnavailable",
@@ -46,6 +50,8 @@ __all__ = [
     "JournalFull",
     "LedgerError",
     "LedgerFull",
+    "LlmError",
+    "LlmUnavailable",
     "NotPermitted",
     "PoisonText",
     "PreflightError",
@@ -192,6 +198,28 @@ class JournalFull(JournalError):
 
 class AgentError(CdcAgentError):
     """A handler asked for something that cannot be: it counts as failed."""
+
+
+class LlmError(AgentError):
+    """The model that a handler asks gives no answer that is of use."""
+
+
+class LlmUnavailable(LlmError):
+    """The model cannot answer now; ``retry_after_s`` is what the endpoint asked for, if it did. ``billed``: the request
+    may have been carried out, and cost something, all the same."""
+
+    retryable = True
+
+    def __init__(
+        self, message: str, *, hint: str = "", retry_after_s: float | None = None, billed: bool = False
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+        self.billed = billed
+
+
+class BudgetSpent(LlmError):
+    """The tokens that agents may use today are used; the model was not asked."""
 
 
 class WebhookError(CdcAgentError):

@@ -55,6 +55,7 @@ class Bench:
             sagas=app.sagas.keys(),
             search=_asked(search),
             recall=self._desk.recall,
+            find=self._journal.find,
             now=lambda: self._now,
         )
         self._runners = [

@@ -180,6 +180,7 @@ def open_agency(
         sagas=frozenset(app.sagas),
         search=search,
         recall=desk.recall,
+        find=journal.find,
     )
     # Before any agent is placed: what it will read comes after.
     router = None

@@ -6,14 +6,15 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
 
 from cdc_agent.errors import AgentError
 from cdc_agent.events import Event, Kind
+from cdc_agent.journal.base import Entry, Query
 from cdc_agent.lsn import Lsn
 from cdc_agent.reactions.guard import step_of
 
@@ -22,6 +23,8 @@ __all__ = ["Context", "Park", "Tools", "named"]
 #: Most bytes of JSON in one event or memory.
 _MAX_BYTES = 1 << 20
 _UNREAD: Final = object()
+#: Facts that are read at once.
+_PAGE = 1_000
 
 #: ``(collection, query, k, where, min_lsn)`` to hits, as ``/search`` finds them.
 Search = Callable[[str, str, int, "Mapping[str, Any] | None", "Lsn | None"], Sequence[Any]]
@@ -39,6 +42,7 @@ class Tools:
     sagas: Collection[str] = frozenset()
     search: Search | None = None
     recall: Callable[[str, str], Any] = field(default=lambda _agent, _key: None)
+    find: Callable[[Query], Sequence[Entry]] = field(default=lambda _wanted: ())
     now: Callable[[], dt.datetime] = field(default=lambda: dt.datetime.now(dt.UTC))
 
 
@@ -92,6 +96,20 @@ class Context:
         if self._tools.search is None:
             raise AgentError("there is no index to search here", hint="give one to the test: search=")
         return self._tools.search(collection, query, k, where, self._commit_lsn() if fresh else None)
+
+    def facts(
+        self, type_: str = "", *, key: str = "", correlation_id: str = "", since: dt.datetime | None = None
+    ) -> Iterator[Event]:
+        """What is recorded, the oldest first: facts of a type (which may end in ``*``), about a key, of one chain of
+        events (``event.correlation_id or event.id``), since a moment. What this handler emits is not among it yet."""
+        wanted = Query(kind=Kind.FACT, type=type_, key=key, correlation_id=correlation_id, since=since, limit=_PAGE)
+        while page := self._tools.find(wanted):
+            yield from (entry.event for entry in page)
+            wanted = replace(wanted, after=page[-1].number)
+
+    def now(self) -> dt.datetime:
+        """The time; a test's own in a test."""
+        return self._tools.now()
 
     @property
     def state(self) -> dict[str, Any]:
