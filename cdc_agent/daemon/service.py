@@ -14,6 +14,7 @@ from cdc_agent.daemon.build import Daemon
 from cdc_agent.daemon.consumers import Served
 from cdc_agent.daemon.lag import oldest_missing_us
 from cdc_agent.daemon.mail import Mail
+from cdc_agent.daemon.notify import watchdog_s
 from cdc_agent.errors import CdcAgentError, DaemonUnavailable, UsageError
 from cdc_agent.explain import Explained, Explainer, Explanation
 from cdc_agent.health import Problem
@@ -224,6 +225,9 @@ class DaemonService:
         self._problem_names |= names
         for name in self._problem_names:
             metrics.PROBLEM.labels(component=name).set(name in names)
+
+    def alive(self) -> bool:
+        return self._daemon.capture.alive_within(watchdog_s())
 
     def readiness(self) -> Sequence[Problem]:
         problems = list(self._daemon.health.problems())

@@ -208,6 +208,9 @@ class _Routes:
         )
 
     async def healthz(self, request: Request) -> Response:  # noqa: ARG002 (Starlette passes it)
+        if not self._service.alive():
+            hint = "start the daemon anew, and keep its log: it must never hang"
+            return error_response(503, "the replication loop stands still", hint, status="hung")
         return JSONResponse({"status": "ok", "version": __version__})
 
     async def readyz(self, request: Request) -> Response:

@@ -94,6 +94,10 @@ class Service(Protocol):
         """Every metric in Prometheus' text format."""
         ...
 
+    def alive(self) -> bool:
+        """Whether the replication loop turns. Answers at once, whatever hangs."""
+        ...
+
     def readiness(self) -> Sequence[Problem]:
         """Why searches may be refused or stale; empty when all is well. Answers within five seconds."""
         ...

@@ -83,7 +83,8 @@ def test_a_replication_loop_that_stands_still_trips_the_watchdog(
     with psycopg.connect(notes.dsn, autocommit=True) as connection:
         connection.execute("insert into notes select n, repeat(md5(n::text), 100) from generate_series(1, 20000) as n")
 
-    # Then systemd hears nothing any more, although the process lives and answers
+    # Then systemd hears nothing any more and probes are told why, although the process lives and answers
     assert systemd.would_kill(4 * WATCHDOG_S)
+    assert daemon.get("/healthz").json()["status"] == "hung"
     assert daemon.problems() == []
     os.kill(daemon.pid, 0)

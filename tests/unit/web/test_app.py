@@ -100,6 +100,7 @@ class FakeService:
         self.hold: threading.Event | None = None
         self.held = threading.Semaphore(0)
         self.on_wait: Callable[[], None] = lambda: None
+        self.turns = True
 
     def search(
         self,
@@ -147,6 +148,9 @@ class FakeService:
 
     def metrics(self) -> bytes:
         return metrics.render()
+
+    def alive(self) -> bool:
+        return self.turns
 
     def readiness(self) -> Sequence[Problem]:
         return self.problems
@@ -370,6 +374,15 @@ def test_a_bug_is_500_without_its_details(client, service):
 
 def test_health_says_that_the_process_lives(client):
     assert client.get("/healthz").json()["status"] == "ok"
+
+
+def test_a_loop_that_stands_still_is_not_healthy(client, service):
+    service.turns = False
+
+    answer = client.get("/healthz")
+
+    assert (answer.status_code, answer.json()["status"]) == (503, "hung")
+    assert "replication loop" in answer.json()["error"]
 
 
 @pytest.mark.fault("slow-searches")
