@@ -10,7 +10,8 @@ CdcAgentError
 │   ├── SourceUnavailable      connection refused, lost, shutting down            retryable
 │   ├── SlotBusy               another process streams from our slot              retryable
 │   ├── SourceAuthError        password, certificate or pg_hba                    retryable, slowly
-│   └── DecodeError            bytes that are not the protocol
+│   ├── DecodeError            bytes that are not the protocol
+│   └── FeedUnavailable        GitHub or Notion: away, refusing, limiting         retryable
 ├── StreamError                the durable log between capture and agents
 │   └── StreamFull             configured bytes are used up                       retryable
 ├── LedgerError                the durable state of agents
@@ -45,6 +46,7 @@ __all__ = [
     "DecodeError",
     "EmbedderUnavailable",
     "EmbeddingError",
+    "FeedUnavailable",
     "IdentityMismatch",
     "JournalError",
     "JournalFull",
@@ -161,6 +163,20 @@ class SourceAuthError(SourceError):
 
 class DecodeError(SourceError):
     """The bytes do not follow the protocol; reading on would guess."""
+
+
+class FeedUnavailable(SourceError):
+    """Who keeps a feed's documents is away, refuses us, limits us, or answers what cannot be.
+
+    Always tried again, because a token, a branch or a repository comes back without us.
+    """
+
+    retryable = True
+    exit_code = EXIT_TRY_AGAIN
+
+    def __init__(self, message: str, *, hint: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
 
 
 class StreamError(CdcAgentError):

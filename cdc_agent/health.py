@@ -10,11 +10,12 @@ __all__ = ["Health", "Problem"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing that keeps the daemon from being ready: where, what, and what to do."""
+    """One thing that is wrong: where, what, and what to do. A ``serious`` one keeps the daemon from being ready."""
 
     name: str
     message: str
     hint: str = ""
+    serious: bool = True
 
 
 class Health:

@@ -97,6 +97,11 @@ AGENT_LETTERS = _gauge("agent_letters", "Dead letters of an agent.", "agent")
 AGENT_UP = _gauge("agent_up", "1 while an agent works, 0 when it gave up.", "agent")
 AGENT_CHANGES = _counter("agent_changes", "Row changes that agents listen to.")
 
+# Feeds.
+FEED_LOOKS = _counter("feed_looks", "Looks at a feed, by collection and what came of them.", "collection", "outcome")
+FEED_FETCHES = _counter("feed_fetches", "Documents that were fetched from a feed.", "collection")
+FEED_LOOKED = _gauge("feed_looked_timestamp_seconds", "When all of a feed was last looked at.", "collection")
+
 # Identity.
 MISMATCH = _gauge("mismatch", "1 while source, stream, ledger and store do not belong together, by state.", "state")
 

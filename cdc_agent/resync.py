@@ -132,7 +132,7 @@ class ResyncRunner:
     """Works off the running resyncs of the ledger; the body of one thread.
 
     Tables one after the other; some keys do not wait for a table. ``caught_up`` begins to watch for everything that is
-    in the stream by now and returns a question: has it been applied?
+    in the stream by now and returns a question: has it been applied? ``own`` says which resyncs are this runner's.
     """
 
     def __init__(
@@ -146,6 +146,7 @@ class ResyncRunner:
         stop: threading.Event,
         rows_per_page: int | None = None,
         caught_up: Callable[[], Callable[[], bool]] = lambda: lambda: True,
+        own: Callable[[Resync], bool] = lambda _: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
@@ -156,6 +157,7 @@ class ResyncRunner:
         self._stop = stop
         self._rows_per_page = rows_per_page
         self._caught_up = caught_up
+        self._own = own
         self._clock = clock
         self._limit = rows_per_page or 32
         self._asked = threading.Condition()
@@ -205,15 +207,18 @@ class ResyncRunner:
     def run(self) -> None:
         try:
             while not self._stop.is_set():
-                running = self._ledger.resyncs(running_only=True)
-                metrics.RESYNCS_RUNNING.set(len(running))
-                if running:
+                if running := self._running():
                     self._work(min(running, key=lambda r: (not r.keys, r.id)))
                 else:
                     with self._asked:
                         self._asked.wait(1.0)
         except Stopping:
             log.debug("resync stopped")
+
+    def _running(self) -> list[Resync]:
+        running = self._ledger.resyncs(running_only=True)
+        metrics.RESYNCS_RUNNING.set(len(running))
+        return [resync for resync in running if self._own(resync)]
 
     def _work(self, resync: Resync) -> None:
         resync = self._begun_before(resync)
@@ -285,7 +290,7 @@ class ResyncRunner:
 
     def _let_keys_pass(self) -> None:
         """A few keys do not wait for a whole table."""
-        for resync in self._ledger.resyncs(running_only=True):
+        for resync in self._running():
             if resync.keys:
                 self._work(resync)
 

@@ -26,7 +26,14 @@ _ANSWER_S = 5.0
 def run(args: argparse.Namespace) -> int:
     """Exit code 1 when a finding is not ok."""
     config = load(args.config)
-    findings = [*_source(config), *_state(config), *_embedding(config), *_vectorstore(config), *_http(config)]
+    findings = [
+        *_source(config),
+        *_feeds(config),
+        *_state(config),
+        *_embedding(config),
+        *_vectorstore(config),
+        *_http(config),
+    ]
     failed = sum(not finding.ok for finding in findings)
     if wants_json(args):
         print_json({"ok": failed == 0, "findings": [asdict(finding) for finding in findings]})
@@ -55,17 +62,27 @@ def _source(config: Config) -> list[Finding]:
         slot_name=source.slot_name,
         publication_name=source.publication_name,
         plugin=source.plugin,
-        tables=[collection.table_name for collection in config.collections],
+        tables=[(spec.schema, spec.table) for spec in config.table_specs()],
         columns=_columns(config),
     )
 
 
 def _columns(config: Config) -> dict[tuple[str, str], Collection[str]]:
     columns: dict[tuple[str, str], Collection[str]] = {}
-    for spec in config.collection_specs():
+    for spec in config.table_specs():
         table = spec.schema, spec.table
         columns[table] = {*columns.get(table, ()), *spec.needed_columns}
     return columns
+
+
+def _feeds(config: Config) -> Iterator[Finding]:
+    """Whether the documents that are kept elsewhere can be read."""
+    from cdc_agent.daemon.feeds import examined
+
+    if all(collection.feed is None for collection in config.collections):
+        return
+    for name, found in examined(config):
+        yield Finding(name=f"feed {name}", ok=found.ok, message=found.message, hint=found.hint)
 
 
 def _state(config: Config) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from pydantic_settings import EnvSettingsSource, SettingsError
 
 from cdc_agent.config.document import Document, read_document
 from cdc_agent.config.problems import Location, as_config_error, faults_of, key_path, nearest
-from cdc_agent.config.tree import ENV_DELIMITER, ENV_PREFIX, Config
+from cdc_agent.config.tree import ENV_DELIMITER, ENV_PREFIX, CollectionConfig, Config
 from cdc_agent.errors import ConfigError
 
 __all__ = ["load"]
@@ -156,6 +156,7 @@ def _anchor(config: Config, folder: Path) -> Config:
         for name, webhook in config.webhooks.items()
     }
     changes["agents"] = tuple(_anchored_agent(reference, folder) for reference in config.agents)
+    changes["collections"] = tuple(_anchored_feed(collection, folder) for collection in config.collections)
     return config.model_copy(update=changes)
 
 
@@ -163,3 +164,11 @@ def _anchored_agent(reference: str, folder: Path) -> str:
     """``./agents.py:app`` with its folder; the name of a module stays."""
     place, _, name = reference.rpartition(":")
     return f"{folder / Path(place).expanduser()}:{name}" if place.endswith(".py") else reference
+
+
+def _anchored_feed(collection: CollectionConfig, folder: Path) -> CollectionConfig:
+    feed = collection.feed
+    if feed is None or feed.token_file is None:
+        return collection
+    anchored = feed.model_copy(update={"token_file": folder / feed.token_file.expanduser()})
+    return collection.model_copy(update={"feed": anchored})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -180,11 +181,49 @@ class ChunkingConfig(_Section):
         return self
 
 
+class FeedConfig(_Section):
+    kind: Literal["github"]
+    """Who keeps the documents. Required."""
+    webhook: str | None = None
+    """Name in `webhooks` of the sender that says when something changed. Default: nobody, it is found in time."""
+    token_file: Path | None = None
+    """File with the token that may read the documents. It is read again at each request."""
+    api_url: str | None = Field(default=None, pattern=r"^https?://[^/?#@]+(/[^?#@]*)?$")
+    """Base URL of the API, which alone is asked. Default: `https://api.github.com`."""
+    list_every_s: float = Field(default=900.0, ge=1, allow_inf_nan=False)
+    """Seconds between looks at everything, which make up for webhooks that never came."""
+    max_documents: int = Field(default=10_000, ge=1)
+    """Most documents; where there are more, nothing is indexed until this is raised."""
+    max_file_bytes: int = Field(default=1024**2, ge=1, le=50 * 1024**2)
+    """Most bytes of one document; larger ones are left out, and told of in `/readyz`."""
+    repository: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}$")
+    """Repository, `owner/name` (github only, required there)."""
+    branch: str = Field(default="main", min_length=1, max_length=250)
+    """Branch whose head is indexed (github only)."""
+    paths: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=("**/*.md",), min_length=1)
+    """Files to index: `*` within one name, `**` over any number of folders (github only)."""
+
+    @field_validator("api_url")
+    @classmethod
+    def _is_private(cls, url: str | None) -> str | None:
+        if url is not None and url.startswith("http://") and not is_loopback(urlsplit(url).hostname or ""):
+            raise wrong("would send the token to another machine without TLS", hint="write https://")
+        return url
+
+    @model_validator(mode="after")
+    def _names_its_place(self) -> Self:
+        if self.kind == "github" and self.repository is None:
+            raise wrong("is missing", key="repository", hint="write owner/name, as in the address of the repository")
+        return self
+
+
 class CollectionConfig(_Section):
     name: str
     """Name of the collection in the store: 3-512 of `[a-zA-Z0-9._-]`, a letter or digit at both ends. Required."""
-    table: str
-    """Table of the documents, `schema.table` or `table` (then `public`); quote names that contain a dot. Required."""
+    table: str = Field(default_factory=str)
+    """Table of the documents, `schema.table` or `table` (then `public`); quote names with a dot. This, or `feed`."""
+    feed: FeedConfig | None = None
+    """Documents that somebody else keeps, instead of a table; see docs/FEEDS.md."""
     text: str = Field(min_length=1)
     """Text of a document, with columns in braces: `"{title}\\n\\n{body}"`. Required."""
     metadata: tuple[str, ...] = ()
@@ -207,8 +246,18 @@ class CollectionConfig(_Section):
     @field_validator("table")
     @classmethod
     def _is_table(cls, text: str) -> str:
-        parse_table(text)
+        if text:
+            parse_table(text)
         return text
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> Self:
+        if self.feed is None and "table" in self.model_fields_set:
+            parse_table(self.table)
+        if bool(self.table) == (self.feed is not None):
+            both = "table and feed" if self.table else "neither table nor feed"
+            raise wrong(f"has {both}", hint="write table for rows of the database, or feed for documents elsewhere")
+        return self
 
     @field_validator("metadata")
     @classmethod
@@ -225,7 +274,9 @@ class CollectionConfig(_Section):
 
     @property
     def table_name(self) -> tuple[str, str]:
-        """Schema and table, without quotes."""
+        """Schema and table, without quotes. A feed goes by a name that no table of another collection has."""
+        if self.feed is not None:
+            return self.feed.kind, self.name
         return parse_table(self.table)
 
 
@@ -363,7 +414,24 @@ class Config(BaseSettings):
         for name in names:
             if names.count(name) > 1:
                 raise wrong(f"the name {name!r} is used {names.count(name)} times", hint="give each its own name")
+        tables = {one.table_name for one in collections if one.feed is None}
+        if not tables:
+            raise wrong("has feeds alone", hint="at least one collection is made of a table, for now")
+        if shared := tables & {one.table_name for one in collections if one.feed is not None}:
+            raise wrong(f"has a table and a feed by the name {'.'.join(min(shared))}", hint="name the feed otherwise")
         return collections
+
+    @model_validator(mode="after")
+    def _doorbells_are_there(self) -> Self:
+        for place, feed in ((i, c.feed) for i, c in enumerate(self.collections) if c.feed is not None):
+            sender = self.webhooks.get(feed.webhook or "")
+            if feed.webhook is not None and (sender is None or sender.kind != feed.kind):
+                known = [name for name, webhook in self.webhooks.items() if webhook.kind == feed.kind]
+                raise wrong(
+                    f"collections[{place}].feed.webhook: webhooks has no {feed.kind} sender {feed.webhook!r}",
+                    hint=f"{feed.kind} senders: {', '.join(known) or 'none'}",
+                )
+        return self
 
     @property
     def stream_path(self) -> Path:
@@ -386,3 +454,13 @@ class Config(BaseSettings):
         from cdc_agent.config.specs import collection_spec
 
         return tuple(collection_spec(collection) for collection in self.collections)
+
+    def table_specs(self) -> tuple[CollectionSpec, ...]:
+        """Of those that are made of tables of the database."""
+        from cdc_agent.config.specs import collection_spec
+
+        return tuple(collection_spec(collection) for collection in self.collections if collection.feed is None)
+
+    def feed_path(self, collection: str) -> Path:
+        """Folder of what is kept of a feed."""
+        return self.state_dir / "feeds" / collection

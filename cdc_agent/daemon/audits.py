@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from cdc_agent.agents.watermark import Progress
 from cdc_agent.ledger.base import Ledger
+from cdc_agent.lsn import Lsn
 from cdc_agent.resync import ResyncRunner
 from cdc_agent.retry import Retrier
 from cdc_agent.stream.base import Stream
@@ -14,7 +15,25 @@ from cdc_agent.vectorstore.base import VectorStore
 from cdc_agent.verify.ends import Audited, Barrier, Ends, KeyedReader
 from cdc_agent.verify.runner import VerifyRunner
 
-__all__ = ["verify_runner"]
+__all__ = ["Late", "verify_runner"]
+
+
+class Late:
+    """The progress of what begins later than who asks for it, and may be replaced meanwhile."""
+
+    def __init__(self, progress: Callable[[], Progress]) -> None:
+        self._progress = progress
+
+    @property
+    def applied_lsn(self) -> Lsn:
+        return self._progress().applied_lsn
+
+    @property
+    def offset(self) -> int:
+        return self._progress().offset
+
+    def wait_lsn(self, lsn: Lsn, timeout_s: float) -> bool:
+        return self._progress().wait_lsn(lsn, timeout_s)
 
 
 def verify_runner(
@@ -29,8 +48,9 @@ def verify_runner(
     collections: Callable[[], Sequence[Audited]],
     retrier: Retrier,
     stop: threading.Event,
+    feeds: Sequence[tuple[KeyedReader, Callable[[], Progress]]],
 ) -> VerifyRunner:
-    """``hurry`` is called while an audit waits for the watermark."""
+    """``hurry`` is called while an audit waits for a watermark; ``feeds`` have one of their own each."""
     ends = Ends(
         ledger=ledger,
         store=store,
@@ -40,5 +60,6 @@ def verify_runner(
         behind=lambda: stream.head_offset() > watermark.offset,
         retrier=retrier,
         stop=stop,
+        beside=[(one, Barrier(watermark=Late(mark), hurry=hurry, stop=stop)) for one, mark in feeds],
     )
     return VerifyRunner(ends, collections)

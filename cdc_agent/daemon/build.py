@@ -14,6 +14,7 @@ from cdc_agent.config import Config
 from cdc_agent.daemon.agency import Agency, fresh_search, load_agents, open_agency
 from cdc_agent.daemon.audits import verify_runner
 from cdc_agent.daemon.consumers import Consumers, resync_targets
+from cdc_agent.daemon.feeds import Feeds, open_feeds, read_again
 from cdc_agent.daemon.first_copies import FirstCopies
 from cdc_agent.daemon.generations import Embedders, planned, remembered_specs
 from cdc_agent.daemon.mail import Mail, open_mail
@@ -21,6 +22,7 @@ from cdc_agent.daemon.making import audited, indexers, retrier, serving
 from cdc_agent.daemon.migrations import Migrations, complete_drops, leave_unconfigured, settle_all
 from cdc_agent.daemon.models import build_embedder
 from cdc_agent.daemon.otel import build_traces
+from cdc_agent.daemon.readers import Readers
 from cdc_agent.daemon.slot_watch import SlotWatch
 from cdc_agent.daemon.sources import (
     nothing_hidden,
@@ -82,7 +84,7 @@ class Daemon:
     recent: Recent
     traces: Traces
     resync: ResyncRunner
-    row_reader: SqlRowReader
+    row_reader: Readers
     rereader: SqlRowReader
     #: The oid of each configured table, by its name.
     roots: Mapping[str, int]
@@ -92,6 +94,7 @@ class Daemon:
     copies: FirstCopies
     mail: Mail | None
     agency: Agency | None
+    feeds: Feeds
 
     @property
     def specs(self) -> list[CollectionSpec]:
@@ -117,7 +120,8 @@ def build(
     agents = load_agents(config.agents)
     mail = open_mail(config, wanted=bool(config.agents))
     dsn = config.source.dsn.get_secret_value()
-    specs = (*config.collection_specs(), *remembered_specs(ledger.generations(), config))
+    feeds = open_feeds(config, ledger, mail.journal if mail else None, stop)
+    specs = (*config.table_specs(), *remembered_specs(ledger.generations(), config))
     tables = wanted_tables(specs, agents.tables)
     catalog, watched = open_source(config, tables, specs, ledger)
     store, chroma = build_store(config)
@@ -145,19 +149,20 @@ def build(
         stop=stop,
         rows_per_page=config.resync.rows_per_chunk,
         caught_up=lambda: _applied(indexer, stream),
+        own=feeds.is_table,
     )
     roots = {table.qualified_name: table.oid for table in watched}
     recent = Recent()
     traces = build_traces(config.tracing, f"{config.source.slot_name} {ledger.uuid}")
-    make = indexers(config, stream, ledger, store, rereader, roots, keeper, recent, traces)
-    indexer = Consumers(make=make, ledger=ledger, stream=stream)
+    make = indexers(config, stream, ledger, store, feeds, rereader, roots, keeper, recent, traces)
+    indexer = Consumers(make=make, ledger=ledger, stream=stream, feeds=feeds.streams)
     guard = source_guard(
         config,
         catalog,
         ledger,
         stream,
         resync,
-        lambda: indexer.working or served,
+        lambda: indexer.of_tables or [one for one in served if feeds.of(one.collection.table) is None],
         health,
         stop,
         adopt_server=adopt_server,
@@ -184,6 +189,11 @@ def build(
         first_copies(ledger, wanted, {one.physical: one.generation.fingerprint for one in served})
     for plan in plans:
         ledger.save_generation(plan.generation)
+    made_of = {
+        one.collection.table: [s.physical for s in served if s.collection.table == one.collection.table]
+        for one in served
+    }
+    read_again(feeds, ledger, made_of)
     for name in sorted({one.generation.agent for one in served}):
         indexer.add(name, [one for one in served if one.generation.agent == name])
     hear = Signals(
@@ -207,13 +217,14 @@ def build(
         ledger=ledger,
         stream=stream,
         store=store,
-        reader=reader,
+        reader=Readers(reader, feeds),
         resync=resync,
         watermark=indexer.watermark,
         hurry=lambda: _hurry(capture, indexer),
         collections=lambda: [audited(s, ledger) for s in indexer.served if s.generation.state == "live"],
         retrier=retrier(config, stop, health),
         stop=stop,
+        feeds=[(one.reader, indexer.progress_of(one.table)) for one in feeds.feeds],
     )
     copies = FirstCopies(
         consumers=indexer,
@@ -236,7 +247,7 @@ def build(
         open_store=lambda one: opened(keeper, one),
         forget_store=keeper.forget,
         reload=reload or (lambda: config),
-        tables=frozenset(table.qualified_name for table in watched),
+        tables=frozenset([*(table.qualified_name for table in watched), *feeds.streams]),
     )
     searcher = LiveSearch(indexer.targets)
     agency = None
@@ -272,7 +283,7 @@ def build(
         recent=recent,
         traces=traces,
         resync=resync,
-        row_reader=reader,
+        row_reader=Readers(reader, feeds),
         rereader=rereader,
         roots=roots,
         searcher=searcher,
@@ -281,6 +292,7 @@ def build(
         copies=copies,
         mail=mail,
         agency=agency,
+        feeds=feeds,
     )
 
 

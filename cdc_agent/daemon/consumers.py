@@ -25,6 +25,7 @@ from cdc_agent.errors import CdcAgentError, StreamFull
 from cdc_agent.health import Health, Problem
 from cdc_agent.ledger.base import Generation, Ledger, Resync
 from cdc_agent.lsn import Lsn
+from cdc_agent.migrate.names import follows_feed
 from cdc_agent.migrate.serving import Target
 from cdc_agent.stream.base import Stream
 
@@ -65,6 +66,7 @@ class AgentState:
     state: str
     collections: tuple[str, ...]
     offset: int
+    head_offset: int
     applied_lsn: Lsn
     problems: tuple[Problem, ...]
 
@@ -77,6 +79,7 @@ class _Agent:
     stop: threading.Event = field(default_factory=threading.Event)
     threads: list[threading.Thread] = field(default_factory=list)
     indexer: Indexer
+    stream: Stream
     failed: bool = False
     running: int = 0
 
@@ -88,10 +91,14 @@ class _Agent:
 class Consumers:
     """Safe to call from several threads, but ``add`` and ``remove`` by one at a time.
 
-    What is added after ``start`` starts at once.
+    What is added after ``start`` starts at once. ``feeds`` are the streams of feeds, by the name that stands for a
+    table: who keeps one of those reads that stream, and has nothing to do with the watermark of the database.
     """
 
-    def __init__(self, *, make: MakeIndexer, ledger: Ledger, stream: Stream) -> None:
+    def __init__(
+        self, *, make: MakeIndexer, ledger: Ledger, stream: Stream, feeds: Mapping[str, Stream] | None = None
+    ) -> None:
+        self._feeds = dict(feeds or {})
         self._make = make
         self._ledger = ledger
         self._stream = stream
@@ -105,12 +112,16 @@ class Consumers:
 
     def add(self, name: str, served: Sequence[Served]) -> None:
         """An agent with its generations. It begins at the end of the stream unless it has been here before."""
-        checkpoint = self._ledger.register_agent(name, self._stream.head_offset())
-        self._stream.release(name, checkpoint.offset)
+        stream = self.stream_of(served[0])
+        checkpoint = self._ledger.register_agent(name, stream.head_offset())
+        stream.release(name, checkpoint.offset)
         # Of its own: troubles of a generation that answers nobody yet are not the daemon's.
         agent = self._made(name, {s.physical: s for s in served}, Health())
         with self._lock:
             self._begin(agent)
+
+    def stream_of(self, served: Served) -> Stream:
+        return self._feeds.get(served.collection.table, self._stream)
 
     def start(self, threads: Threads) -> None:
         with self._lock:
@@ -171,11 +182,12 @@ class Consumers:
     def _made(self, name: str, served: dict[str, Served], health: Health) -> _Agent:
         stop = threading.Event()
         indexer = self._make(name, list(served.values()), stop, health)
-        return _Agent(name=name, health=health, served=served, stop=stop, indexer=indexer)
+        stream = self.stream_of(next(iter(served.values())))
+        return _Agent(name=name, health=health, served=served, stop=stop, indexer=indexer, stream=stream)
 
     def _run(self, agent: _Agent) -> None:
         assert self._threads is not None
-        suffix = agent.name.removeprefix("indexer")
+        suffix = f":{agent.name}" if follows_feed(agent.name) else agent.name.removeprefix("indexer")
         agent.running = 2
         for role, body in (("planner", agent.indexer.run_planner), ("writer", agent.indexer.run_writer)):
             contained = functools.partial(self._contained, agent, body)
@@ -198,7 +210,7 @@ class Consumers:
             agent.health.report(STOPPED, exc)
             agent.failed = True
         agent.stop.set()
-        self._stream.wake()
+        agent.stream.wake()
         self._give_up_resyncs(agent)
         log.error("agent stopped name=%s error=%s", agent.name, exc.message)
         return True
@@ -207,7 +219,7 @@ class Consumers:
         """The stream is full. Once all who answer have done with it, those who do not and are behind give up their
         places: their models may come back, but nobody else waits for that."""
         with self._lock:
-            working = [agent for agent in self._agents.values() if not agent.failed]
+            working = [agent for agent in self._agents.values() if not agent.failed and agent.stream is self._stream]
         head = self._stream.head_offset()
         behind = [agent for agent in working if self._stream.released(agent.name) < head]
         if not any(agent.live for agent in behind):
@@ -222,7 +234,7 @@ class Consumers:
             agent.running -= 1
             if agent.running or not agent.failed:
                 return
-        give_up_place(self._ledger, self._stream, agent.name, [s.generation for s in agent.served.values()])
+        give_up_place(self._ledger, agent.stream, agent.name, [s.generation for s in agent.served.values()])
         log.warning("agent gave up its place name=%s, what it keeps is read again after the next start", agent.name)
 
     @contextmanager
@@ -240,7 +252,7 @@ class Consumers:
 
     def _end(self, agent: _Agent) -> None:
         agent.stop.set()
-        self._stream.wake()
+        agent.stream.wake()
         for thread in agent.threads:
             thread.join(_STOP_S)
             if thread.is_alive():
@@ -259,6 +271,11 @@ class Consumers:
         """What is kept by agents that have not failed."""
         with self._lock:
             return [s for agent in self._agents.values() if not agent.failed for s in agent.served.values()]
+
+    @property
+    def of_tables(self) -> list[Served]:
+        """Like ``working``, without what is made of feeds."""
+        return [s for s in self.working if s.collection.table not in self._feeds]
 
     def update(self, generations: Sequence[Generation]) -> None:
         """The ledger says something new about generations; all of it becomes true at once."""
@@ -282,6 +299,16 @@ class Consumers:
     def targets(self) -> Mapping[str, Target]:
         """What answers for each configured collection."""
         return {s.generation.collection: s.target for s in self.served if s.generation.state == "live"}
+
+    def progress_of(self, table: str) -> Callable[[], LiveWatermark]:
+        """How complete what answers searches from one feed is, whoever keeps it when that is asked."""
+
+        def marks() -> list[Watermark]:
+            with self._lock:
+                own = [a for a in self._agents.values() if a.stream is self._feeds[table] and a.live]
+                return [agent.indexer.watermark for agent in own]
+
+        return lambda: LiveWatermark(marks)
 
     def watermark_of(self, served: Served) -> Watermark:
         with self._lock:
@@ -329,6 +356,7 @@ class Consumers:
                     state="failed" if agent.failed else "live" if agent.live else "building",
                     collections=tuple(agent.served),
                     offset=agent.indexer.watermark.offset,
+                    head_offset=agent.stream.head_offset(),
                     applied_lsn=agent.indexer.watermark.applied_lsn,
                     problems=tuple(agent.health.problems()),
                 )
@@ -337,7 +365,7 @@ class Consumers:
 
     def _live_watermarks(self) -> list[Watermark]:
         with self._lock:
-            agents = list(self._agents.values())
+            agents = [agent for agent in self._agents.values() if agent.stream is self._stream]
             return [a.indexer.watermark for a in agents if a.live] or [a.indexer.watermark for a in agents]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from cdc_agent.config import CollectionConfig, Config
 from cdc_agent.config.specs import collection_spec
+from cdc_agent.daemon.feeds import mirrored
 from cdc_agent.daemon.generations import Embedders, changed_collections, differences
 from cdc_agent.daemon.models import build_embedder, collection_of
 from cdc_agent.embedding.base import Embedder
@@ -59,6 +60,9 @@ def _estimate(
 
 def _sample(config: Config, collection: CollectionConfig, ledger: Ledger, embedder: Embedder) -> tuple[int, Sample]:
     spec = collection_spec(collection)
+    if collection.feed is not None:
+        rows, page = mirrored(config, collection, SAMPLE_ROWS)
+        return rows, sampled(collection_of(spec, embedder), page, embedder, ledger)
     source = config.source
     catalog = Catalog(source.dsn.get_secret_value(), connect_timeout_s=source.connect_timeout_s)
     try:

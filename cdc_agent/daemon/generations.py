@@ -22,7 +22,7 @@ from cdc_agent.documents.collection import CollectionSpec
 from cdc_agent.embedding.base import Embedder
 from cdc_agent.errors import ConfigError, IdentityMismatch, UsageError
 from cdc_agent.ledger.base import Generation, Ledger
-from cdc_agent.migrate.names import agent_of, families, physical_name
+from cdc_agent.migrate.names import agent_of, families, feed_agent_of, follows_feed, physical_name
 
 __all__ = [
     "Embedders",
@@ -102,7 +102,7 @@ def _next(config: Config, collection: CollectionConfig, family: Sequence[Generat
         collection=collection.name,
         number=number,
         physical=physical,
-        agent=agent_of(physical),
+        agent=feed_agent_of(physical) if collection.feed else agent_of(physical),
         fingerprint=fingerprint,
         spec=_spec_json(collection, config.embedding),
         state="building",
@@ -160,10 +160,10 @@ def wanted_fingerprint(config: Config, collection: CollectionConfig, embedders: 
 
 
 def remembered_specs(generations: Sequence[Generation], config: Config) -> list[CollectionSpec]:
-    """The shapes that the ledger keeps, of configured collections: their tables must be followed, too."""
+    """The shapes that the ledger keeps, of configured collections of tables: those must be followed, too."""
     names = {collection.name for collection in config.collections}
     running = [g for family in families(generations).values() for g in family if g.state != "dropping"]
-    return [_of_ledger(g).spec for g in running if g.collection in names]
+    return [_of_ledger(g).spec for g in running if g.collection in names and not follows_feed(g.agent)]
 
 
 def differences(generation: Generation, collection: CollectionConfig, embedding: EmbeddingConfig) -> list[str]:
@@ -208,13 +208,19 @@ def _first(config: Config, collection: CollectionConfig, ledger: Ledger, embedde
         collection=collection.name,
         number=1,
         physical=collection.name,
-        agent=AGENT if fits else agent_of(collection.name),
+        agent=_first_agent(collection, fits=fits),
         fingerprint=wanted_fingerprint(config, collection, embedders),
         spec=_spec_json(collection, config.embedding),
         state="live",
         created_at=time.time(),
     )
     return replace(_of_config(config, collection, generation), is_new=True)
+
+
+def _first_agent(collection: CollectionConfig, *, fits: bool) -> str:
+    if collection.feed is not None:
+        return feed_agent_of(collection.name)
+    return AGENT if fits else agent_of(collection.name)
 
 
 def _of_config(config: Config, collection: CollectionConfig, generation: Generation) -> Planned:

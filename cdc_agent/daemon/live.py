@@ -99,7 +99,7 @@ class LiveFacts:
             "cached": metrics.total(metrics.CHUNKS_CACHED),
             "unchanged": metrics.total(metrics.CHUNKS_UNCHANGED),
             "stream": {"bytes": daemon.stream.size_bytes(), "max_bytes": daemon.config.stream.max_bytes, "head": head},
-            "agents": [_agent(state, head) for state in daemon.indexer.states()],
+            "agents": [_agent(state) for state in daemon.indexer.states()],
         }
 
     def _source_end(self) -> int:
@@ -160,13 +160,13 @@ def _summary(freshness: Freshness | None) -> dict[str, float] | None:
     return {"at": at, "count": count, "p50_s": p50_s, "p99_s": p99_s, "max_s": max_s}
 
 
-def _agent(state: AgentState, head: int) -> dict[str, Any]:
+def _agent(state: AgentState) -> dict[str, Any]:
     return {
         "name": state.name,
         "state": state.state,
         "collections": list(state.collections),
         "offset": state.offset,
-        "behind": max(0, head - state.offset),
+        "behind": max(0, state.head_offset - state.offset),
         "applied_lsn": str(state.applied_lsn),
         "problems": [{"name": p.name, "message": p.message, "hint": p.hint} for p in state.problems],
     }

@@ -11,6 +11,7 @@ from cdc_agent.agents.vectors import Vectorizer
 from cdc_agent.agents.writing import IndexWriter
 from cdc_agent.config import Config
 from cdc_agent.daemon.consumers import MakeIndexer, Served
+from cdc_agent.daemon.feeds import ROOT_OID, Feeds
 from cdc_agent.daemon.generations import Embedders, Planned
 from cdc_agent.daemon.models import collection_of
 from cdc_agent.health import Health
@@ -68,6 +69,7 @@ def indexers(
     stream: Stream,
     ledger: Ledger,
     store: VectorStore,
+    feeds: Feeds,
     reader: SqlRowReader,
     roots: Mapping[str, int],
     keeper: StoreGuard,
@@ -79,9 +81,10 @@ def indexers(
         embedder = served[0].embedder
         fingerprint = f"{embedder.model}/{embedder.dimensions}"
         collections = {one.physical: one.collection for one in served}
+        feeding = feeds.of(served[0].collection.table)
         planner_retrier = retrier(config, stop, health)
         return Indexer(
-            stream=stream,
+            stream=feeding.stream if feeding is not None else stream,
             ledger=ledger,
             writer=IndexWriter(
                 agent=agent,
@@ -99,9 +102,12 @@ def indexers(
                 retrier=planner_retrier,
                 max_attempts=config.retry.max_attempts,
             ),
-            row_reader=reader,
+            row_reader=feeding.reader if feeding is not None else reader,
             collections=collections,
-            root_oids={name: roots[collection.table] for name, collection in collections.items()},
+            root_oids={
+                name: ROOT_OID if feeding is not None else roots[collection.table]
+                for name, collection in collections.items()
+            },
             planner_retrier=planner_retrier,
             writer_retrier=retrier(config, stop, health),
             stop=stop,

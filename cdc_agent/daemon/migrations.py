@@ -262,13 +262,15 @@ class Migrations:
             if resync.open and resync.collections == (generation.physical,):
                 self._resync.cancel(resync.id)
         self._consumers.update([generation])
+        stream = self._stream
         for served in self._consumers.served:
             if served.physical == generation.physical:
+                stream = self._consumers.stream_of(served)
                 self._consumers.remove(served)
         self._forget_store(generation.physical)
         # What is dropped is dropped by its name in the store, so that must be known for certain.
         settle_all(self._store, self._of(generation.collection), self._ledger.uuid)
-        _drop(self._store, self._ledger, self._stream, generation)
+        _drop(self._store, self._ledger, stream, generation)
         self._embedders.keep([s.embedding for s in self._consumers.served])
 
     def _one_in(self, collection: str, state: str, hint: str) -> Served:

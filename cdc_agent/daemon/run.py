@@ -168,6 +168,7 @@ class _Running:
         daemon.copies.run(self._threads)
         if daemon.agency is not None:
             daemon.agency.start(self._threads)
+        daemon.feeds.start(self._threads)
 
     def _tick(self) -> None:
         if self._daemon.chroma is not None and not self._daemon.chroma.watch():
@@ -223,6 +224,7 @@ class _Running:
             daemon.agency.wake()
         daemon.resync.notify()
         daemon.verify.wake()
+        daemon.feeds.wake()
         failpoints.hit("drain")
         began = time.monotonic()
         busy = self._threads.join(_DRAIN_S)
@@ -237,7 +239,7 @@ class _Running:
         if not busy:
             readers = (daemon.row_reader, daemon.rereader, daemon.catalog)
             journal = (daemon.mail.journal,) if daemon.mail else ()
-            ends = (daemon.stream, daemon.ledger, *readers, daemon.store, daemon.embedders, *journal)
+            ends = (daemon.stream, daemon.ledger, *readers, daemon.store, daemon.embedders, daemon.feeds, *journal)
             for end in ends:
                 end.close()
         log.info("stopped drain_s=%.1f", time.monotonic() - began)

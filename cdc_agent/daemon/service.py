@@ -10,8 +10,10 @@ from typing import Any
 
 import cdc_agent
 from cdc_agent import metrics
+from cdc_agent.agents.watermark import Progress
 from cdc_agent.daemon.build import Daemon
 from cdc_agent.daemon.consumers import Served
+from cdc_agent.daemon.feeds import ROOT_OID, Feeding
 from cdc_agent.daemon.lag import oldest_missing_us
 from cdc_agent.daemon.mail import Mail
 from cdc_agent.daemon.notify import watchdog_s
@@ -77,7 +79,23 @@ class DaemonService:
         return self._daemon.searcher.search(collection, query, k, where, within=within)
 
     def explain(self, collection: str, document: str, *, within: Mapping[str, Any] | None = None) -> Explanation | None:
-        return self._explainer.explain(self._explained(collection), document, within=within)
+        explained = self._explained(collection)
+        feeding = self._daemon.feeds.of(explained.collection.table)
+        explainer = self._explainer if feeding is None else self._explainer_of(feeding, explained.watermark)
+        return explainer.explain(explained, document, within=within)
+
+    def _explainer_of(self, feeding: Feeding, watermark: Progress) -> Explainer:
+        """A feed has a stream and positions of its own."""
+        return Explainer(
+            ledger=self._daemon.ledger,
+            store=self._daemon.store,
+            stream=feeding.stream,
+            reader=feeding.reader,
+            source_lsn=feeding.follower.head,
+            reach=watermark.wait_lsn,
+            lag_s=lambda: None,
+            problems=lambda: [f"{problem.name}: {problem.message}" for problem in self.readiness()],
+        )
 
     def _explained(self, collection: str) -> Explained:
         live = {s.generation.collection: s for s in self._daemon.indexer.served if s.generation.state == "live"}
@@ -90,7 +108,7 @@ class DaemonService:
             collection=served.collection,
             model=served.embedder.model,
             watermark=self._daemon.indexer.watermark_of(served),
-            tables=frozenset({self._daemon.roots[served.collection.table]}),
+            tables=frozenset({self._daemon.roots.get(served.collection.table, ROOT_OID)}),
         )
 
     def collections(self) -> Sequence[Mapping[str, Any]]:
@@ -209,10 +227,9 @@ class DaemonService:
                 documents, chunks = self._daemon.ledger.counts(served.physical)
                 metrics.DOCUMENTS.labels(collection=served.generation.collection).set(documents)
                 metrics.CHUNKS.labels(collection=served.generation.collection).set(chunks)
-        head = self._daemon.stream.head_offset()
         metrics.AGENT_LAG_ENTRIES.clear()
         for agent in self._daemon.indexer.states():
-            metrics.AGENT_LAG_ENTRIES.labels(agent=agent.name).set(max(0, head - agent.offset))
+            metrics.AGENT_LAG_ENTRIES.labels(agent=agent.name).set(max(0, agent.head_offset - agent.offset))
         lag_s = self.lag_s()
         metrics.LAG_SECONDS.set(float("nan") if lag_s is None else lag_s)
         self._tell_problems()
@@ -235,6 +252,7 @@ class DaemonService:
         if not self._daemon.capture.streaming.is_set() and "source" not in names:
             problems.append(Problem(name="source", message="not streaming yet", hint="it is connecting"))
         problems += [p for p in self._daemon.indexer.problems() if p.name not in names]
+        problems += self._daemon.feeds.problems()
         names |= {problem.name for problem in problems}
         problems += self._mending()
         if "vectorstore" not in names:
@@ -292,7 +310,9 @@ class DaemonService:
         return mail.inbox.max_body_bytes(source) if mail else None
 
     def take_webhook(self, source: str, headers: Mapping[str, str], body: bytes) -> Receipt:
-        return self._mail().inbox.take(source, headers, body)
+        receipt = self._mail().inbox.take(source, headers, body)
+        self._daemon.feeds.ring(source)
+        return receipt
 
     def facts(self, wanted: Query) -> Sequence[Entry]:
         return self._mail().journal.find(wanted)

@@ -21,15 +21,18 @@ from cdc_agent.config import Config
 from cdc_agent.errors import IdentityMismatch
 from cdc_agent.ledger.base import Checkpoint, Ledger
 from cdc_agent.ledger.sqlite import SqliteLedger
+from cdc_agent.migrate.names import follows_feed
 from cdc_agent.sqlite_file import DAMAGED_HINT, put_aside
 from cdc_agent.stream.base import Stream
 from cdc_agent.stream.sqlite import SqliteStream
 
-__all__ = ["StateFiles", "condemn", "open_state"]
+__all__ = ["FEED_CORRUPT", "StateFiles", "condemn", "open_state"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+#: The state of a feed's stream whose file is not as it was written.
+FEED_CORRUPT = "FEED_CORRUPT"
 #: A file that has to be begun anew more often than this within an hour is not mended but shown.
 _MENDINGS_AN_HOUR = 3
 _HOUR_S = 3600.0
@@ -64,6 +67,9 @@ def open_state(config: Config) -> StateFiles:
 def condemn(config: Config, found: IdentityMismatch) -> bool:
     """Put aside a file that turned out to be damaged while it was in use (it is closed by now), so that the next
     opening begins it anew. False if ``found`` is something else, or not to be mended."""
+    if found.state == FEED_CORRUPT:
+        # Its own opening begins it anew: all of it can be asked for again.
+        return True
     paths = {"LEDGER_CORRUPT": config.ledger_path, "STREAM_CORRUPT": config.stream_path}
     if found.state not in paths or config.source.on_mismatch != "resync":
         return False
@@ -180,6 +186,7 @@ def _left(ledger: Ledger, stream: Stream) -> Iterator[str]:
     for generation in ledger.generations():
         if (
             generation.state in ("building", "live", "retired")
+            and not follows_feed(generation.agent)
             and generation.agent not in consumers
             and ledger.checkpoint(generation.agent).applied_lsn
             and ledger.collection_fingerprint(generation.physical) is not None
@@ -222,8 +229,8 @@ def _begin_stream(ledger: Ledger, stream: Stream, state: str) -> None:
 
 
 def _agents(ledger: Ledger) -> set[str]:
-    """Those that the ledger keeps a place for."""
-    return {g.agent for g in ledger.generations() if g.state != "dropped"} or {AGENT}
+    """Those that the ledger keeps a place for in this stream; feeds have their own."""
+    return {g.agent for g in ledger.generations() if g.state != "dropped" and not follows_feed(g.agent)} or {AGENT}
 
 
 def _offsets(ledger: Ledger) -> list[int]:

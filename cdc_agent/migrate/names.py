@@ -16,9 +16,11 @@ from cdc_agent.failpoints import hit
 from cdc_agent.ledger.base import Generation
 from cdc_agent.vectorstore.base import VectorStore
 
-__all__ = ["agent_of", "families", "physical_name", "settle", "stored_name"]
+__all__ = ["agent_of", "families", "feed_agent_of", "follows_feed", "physical_name", "settle", "stored_name"]
 
 log = logging.getLogger(__name__)
+
+_FEED = "feed:"
 
 
 def physical_name(collection: str, number: int) -> str:
@@ -29,6 +31,15 @@ def physical_name(collection: str, number: int) -> str:
 def agent_of(physical: str) -> str:
     """The consumer of the stream that builds and keeps a later generation."""
     return f"indexer:{physical}"
+
+
+def feed_agent_of(physical: str) -> str:
+    """The consumer that builds and keeps a generation of a feed's documents: it reads that feed's stream."""
+    return f"{_FEED}{physical}"
+
+
+def follows_feed(agent: str) -> bool:
+    return agent.startswith(_FEED)
 
 
 def stored_name(generation: Generation) -> str:

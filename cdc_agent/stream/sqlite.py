@@ -49,7 +49,7 @@ SCHEMA = Schema(
 
 
 class SqliteStream:
-    """See ``stream.base.Stream``."""
+    """See ``stream.base.Stream``. ``corrupt`` is the state that damage is named by."""
 
     def __init__(
         self,
@@ -58,16 +58,18 @@ class SqliteStream:
         max_bytes: int = 4 << 30,
         retention_s: float = 86_400.0,
         wall_clock: Callable[[], float] = time.time,
+        corrupt: str = _CORRUPT,
     ) -> None:
+        self._corrupt = corrupt
         self._max_bytes = max_bytes
         self._retention_s = retention_s
         self._wall_clock = wall_clock
         self._path = path
         #: What was found damaged while it was in use.
         self.damage: IdentityMismatch | None = None
-        self._writer = open_file(path, StreamError, page_bytes=_PAGE_BYTES, corrupt=_CORRUPT)
+        self._writer = open_file(path, StreamError, page_bytes=_PAGE_BYTES, corrupt=corrupt)
         self._make_tables()
-        self._reader = open_file(path, StreamError, corrupt=_CORRUPT)
+        self._reader = open_file(path, StreamError, corrupt=corrupt)
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._moved = threading.Condition()
@@ -112,7 +114,7 @@ class SqliteStream:
             raise self._damaged(f"the entries from offset {first} on are not as they were written")
 
     def _damaged(self, what: object) -> IdentityMismatch:
-        self.damage = IdentityMismatch(_CORRUPT, f"{self._path} is damaged: {what}", hint=DAMAGED_HINT)
+        self.damage = IdentityMismatch(self._corrupt, f"{self._path} is damaged: {what}", hint=DAMAGED_HINT)
         return self.damage
 
     # -- writing ----------------------------------------------------------------------------------------------

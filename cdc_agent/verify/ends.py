@@ -93,7 +93,8 @@ class Barrier:
 class Ends:
     """Every call waits while its end is away, and raises ``Stopping`` when the process stops.
 
-    ``behind`` says whether live changes wait for the indexer.
+    ``behind`` says whether live changes wait for the indexer. ``beside`` are other logs that the index is made from,
+    each with who writes a mark into it and who waits for that.
     """
 
     ledger: Ledger
@@ -104,6 +105,7 @@ class Ends:
     behind: Callable[[], bool]
     retrier: Retrier
     stop: threading.Event
+    beside: Sequence[tuple[KeyedReader, Barrier]] = ()
     rebuilt_s: float = _REBUILT_S
 
     def being_copied(self) -> set[str]:
@@ -134,7 +136,8 @@ class Ends:
 
     def catch_up(self) -> None:
         """Wait until the index holds every commit that anybody can see by now."""
-        self.barrier.wait(self._source(lambda: self.reader.mark(MESSAGE_PREFIX, {})))
+        for reader, barrier in ((self.reader, self.barrier), *self.beside):
+            barrier.wait(self._source(lambda reader=reader: reader.mark(MESSAGE_PREFIX, {})))  # type: ignore[misc]
 
     def manifests(self, collection: str, document_ids: Sequence[str]) -> dict[str, Manifest]:
         return self.ledger.manifests(collection, document_ids)

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 from cdc_agent import __version__, metrics
 from cdc_agent.errors import CdcAgentError, NotPermitted, UsageError, WebhookMalformed, WebhookRefused
 from cdc_agent.grants import SCOPES
+from cdc_agent.health import Problem
 from cdc_agent.journal.base import Query
 from cdc_agent.ledger.base import Resync
 from cdc_agent.lsn import Lsn
@@ -215,13 +216,14 @@ class _Routes:
 
     async def readyz(self, request: Request) -> Response:
         problems = await self._operations.run(self._service.readiness)
-        if not problems:
-            return JSONResponse({"status": "ready", "problems": []})
+        if not any(problem.serious for problem in problems):
+            told = [] if grant_of(request).where is not None else [_listed(problem) for problem in problems]
+            return JSONResponse({"status": "ready", "problems": told})
         names = ", ".join(p.name for p in problems)
         if grant_of(request).where is not None:
             # What is wrong may name other tenants' tables and keys.
             return error_response(503, f"not ready: {names}", "the operator's token says more", status="not ready")
-        listed = [{"name": p.name, "message": p.message, "hint": p.hint} for p in problems]
+        listed = [_listed(problem) for problem in problems]
         return error_response(503, f"not ready: {names}", problems[0].hint, status="not ready", problems=listed)
 
     async def whoami(self, request: Request) -> Response:
@@ -410,3 +412,7 @@ async def _on_http_error(request: Request, exc: Exception) -> Response:
 
 async def _on_bug(request: Request, exc: Exception) -> Response:  # noqa: ARG001 (the server logs it)
     return error_response(500, "the daemon failed on this request", "its log says why")
+
+
+def _listed(problem: Problem) -> dict[str, str]:
+    return {"name": problem.name, "message": problem.message, "hint": problem.hint}

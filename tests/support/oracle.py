@@ -27,7 +27,7 @@ from tests.support.daemon import DaemonProcess
 from tests.support.postgres import Database
 from tests.support.wait import until
 
-__all__ = ["assert_index_equals_table", "stored"]
+__all__ = ["assert_index_equals_rows", "assert_index_equals_table", "stored"]
 
 #: One chunk as the oracle sees it: document, position, text, metadata without what only the index knows.
 Chunk = tuple[str, int, str, tuple[tuple[str, Any], ...]]
@@ -54,7 +54,7 @@ def assert_index_equals_table(
         until(lambda: _garbage(config) == 0, 20.0, "the garbage to be collected")
         assert daemon.terminate() == 0, daemon.log[-4000:]
     with closing(build_embedder(config.embedding)) as embedder:
-        for spec in config.collection_specs():
+        for spec in config.table_specs():
             if only and spec.name not in only:
                 continue
             wanted = expected(pg, spec, embedder)
@@ -63,13 +63,27 @@ def assert_index_equals_table(
             _check_vectors(config, spec, embedder, vector_of)
 
 
+def assert_index_equals_rows(
+    config: Config, spec: CollectionSpec, rows: Sequence[Row], timeout_s: float = 30.0
+) -> None:
+    """Wait until a collection holds exactly what these rows come to, and compare its vectors."""
+    with closing(build_embedder(config.embedding)) as embedder:
+        wanted = chunks_of(rows, spec, embedder)
+        until(lambda: _same(config, spec, wanted), timeout_s, f"{spec.name} to equal its rows")
+        _check_vectors(config, spec, embedder, None)
+
+
 def expected(pg: Database, spec: CollectionSpec, embedder: Embedder) -> list[Chunk]:
     """What the table says now."""
+    wanted = [row for row in rows_of(pg, spec) if spec.predicate is None or row_satisfies(pg, spec, row)]
+    return chunks_of(wanted, spec, embedder)
+
+
+def chunks_of(rows: Sequence[Row], spec: CollectionSpec, embedder: Embedder) -> list[Chunk]:
+    """What these rows come to."""
     chunker = Chunker(min(spec.max_tokens, embedder.max_tokens), spec.overlap_tokens, embedder.count_tokens)
     chunks: list[Chunk] = []
-    for row in rows_of(pg, spec):
-        if spec.predicate is not None and not row_satisfies(pg, spec, row):
-            continue
+    for row in rows:
         found = document_id(spec.qualified_table, row.key() or ())
         document = spec.render(row, found)
         metadata = {k: v for k, v in document.metadata.items() if v is not None}

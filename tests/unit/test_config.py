@@ -434,3 +434,52 @@ def test_a_collection_that_is_wrong_is_not_also_missing(write):
     with pytest.raises(ConfigError, match="cannot be the name of a collection") as caught:
         load(path)
     assert "at least one entry" not in str(caught.value)
+
+
+# Feeds.
+
+FEED = """\
+  - name: handbook
+    feed: {{kind: github, repository: octo/handbook{more}}}
+    text: "{{title}}: {{body}}"
+"""
+
+
+def test_a_feed_takes_the_place_of_a_table(write):
+    config = load(write(FEED.format(more=", token_file: ./token")))
+
+    assert config.collections[1].table_name == ("github", "handbook")
+    assert config.collections[1].feed.token_file.is_absolute()
+    assert [spec.name for spec in config.table_specs()] == ["articles"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (FEED.format(more=", brnch: main"), "did you mean collections[1].feed.branch?"),
+        (FEED.format(more=", api_url: 'http://git.example/api/v3'"), "send the token to another machine without TLS"),
+        (FEED.format(more=", api_url: 'https://user@git.example'"), "feed.api_url should match pattern"),
+        (FEED.format(more=", webhook: hub"), "webhooks has no github sender 'hub'"),
+        (FEED.format(more=", paths: []"), "feed.paths should have at least one entry"),
+        (FEED.format(more="").replace("octo/handbook", "../handbook/x"), "feed.repository should match pattern"),
+        (FEED.format(more="").replace(", repository: octo/handbook", ""), "feed.repository is missing"),
+        (FEED.format(more="").replace("body", "boddy"), "no column 'boddy'; did you mean body?"),
+        (FEED.format(more="") + "    table: t\n", "has table and feed"),
+        ("  - {name: second, text: '{a}'}\n", "has neither table nor feed"),
+        ("  - {name: second, text: '{a}', table: github.handbook}\n" + FEED.format(more=""), "github.handbook"),
+    ],
+)
+def test_a_feed_that_cannot_work_is_refused(write, entry, message):
+    error = error_of(write(entry))
+
+    assert message in error.message
+    assert error.hint
+
+
+def test_feeds_alone_are_not_enough_yet(write):
+    path = write(FEED.format(more=""))
+    path.write_text(
+        path.read_text().replace('  - name: articles\n    table: public.articles\n    text: "{title}"\n', "")
+    )
+
+    assert "has feeds alone" in error_of(path).message
