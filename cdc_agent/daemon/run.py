@@ -172,7 +172,7 @@ class _Running:
 
     def _tick(self) -> None:
         if self._daemon.chroma is not None and not self._daemon.chroma.watch():
-            words = "Chroma's server died, or kept its database locked"
+            words = "Chroma's server died, or could not write any more"
             self._daemon.health.report("chroma_server", words, hint="it is being started again")
             # Who was killed while writing may have left something that cannot be read.
             self._daemon.store_watch.soon()

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 import httpx
 
 from cdc_agent.errors import StoreRejected, StoreUnavailable, VectorStoreError
-from cdc_agent.vectorstore.records import StoreFailing, StoreHungUp, StoreLocked
+from cdc_agent.vectorstore.records import StoreBlocked, StoreFailing, StoreHungUp
 
 __all__ = ["WHERE", "TooLarge", "not_found", "translated"]
 
 WHERE = "is the Chroma server running? `vectorstore.host` and `vectorstore.port` say where"
-#: What it says when it cannot write: nothing is damaged by that.
-_NO_ROOM = ("disk is full", "No space left", "readonly database", "disk I/O error")
-#: What it says while another of its own connections holds the database, which after a full disk may be for ever.
-_LOCKED = "database is locked"
+#: What it says when it cannot write: nothing is damaged by that. A lock is held by another connection of its own.
+_BLOCKED = ("disk is full", "No space left", "readonly database", "disk I/O error", "database is locked")
+_SLOW = "it may be overloaded: look at its log; if its disk was full and this stays so, restart the Chroma server"
+_RESTART = "if this stays so, restart the Chroma server: after a full disk it may never be able to write again"
 #: Statuses that blame what was sent.
 _REFUSED = frozenset({400, 409, 413, 422})
 _TOO_LARGE = 413
@@ -57,19 +57,15 @@ def _translation(exc: Exception) -> VectorStoreError:
         return TooLarge("the vector store takes no record this large", hint="store less metadata with each chunk")
     if status in _REFUSED:
         return StoreRejected(f"the vector store refuses this: {_first_line(exc)}")
-    if status == _FAILED and _LOCKED in str(exc):
-        return StoreLocked(
-            f"the vector store's own database is locked: {_first_line(exc)}",
-            hint="if this stays so, restart the Chroma server: after a full disk it may never let go by itself",
-        )
-    failing = status == _FAILED and not any(words in str(exc) for words in _NO_ROOM)
-    kind = StoreFailing if failing else StoreUnavailable
+    if status == _FAILED and any(words in str(exc) for words in _BLOCKED):
+        return StoreBlocked(f"the vector store cannot write: {_first_line(exc)}", hint=_RESTART)
+    kind = StoreFailing if status == _FAILED else StoreUnavailable
     return kind(f"the vector store failed: {_first_line(exc)}", hint=_hint(status, exc))
 
 
 def _of_network(exc: httpx.TransportError) -> StoreUnavailable:
     if isinstance(exc, httpx.TimeoutException):
-        return StoreUnavailable("the vector store did not answer in time", hint="it may be overloaded; look at its log")
+        return StoreUnavailable("the vector store did not answer in time", hint=_SLOW)
     if isinstance(exc, (httpx.RemoteProtocolError, httpx.ReadError)):
         return StoreHungUp(f"the vector store cannot be reached: {exc}", hint=WHERE)
     return StoreUnavailable(f"the vector store cannot be reached: {exc}", hint=WHERE)

@@ -42,7 +42,7 @@ YOUNG_DEATHS = 3
 LARGEST_LOG_BYTES = 10 * 1024 * 1024
 #: How much of the log stands in an error.
 LOG_TAIL_BYTES = 1500
-#: A server whose disk has less room than this is not restarted because of a lock: it would meet the full disk again.
+#: A server whose disk has less room than this is not restarted for not writing: it would meet the full disk again.
 ROOM_BYTES = 1024 * 1024
 #: Pause between two looks at a process or its heartbeat.
 LOOK_EVERY_S = 0.05
@@ -122,7 +122,7 @@ class ChromaServer:
     def watch(self) -> bool:
         """Look once; start a server that died, after a growing pause. Returns whether it ran when we looked.
 
-        One that keeps its database locked though its disk has room is restarted. A server that hangs is left alone:
+        One that cannot write though its disk has room is restarted. A server that hangs is left alone:
         killed while it writes its index it can come back unreadable.
         """
         if self._lock is None:
@@ -131,11 +131,7 @@ class ChromaServer:
             self._begin_afresh()
             return False
         if self.is_alive:
-            if not (self.locks.stuck and self._has_room()):
-                return True
-            logger.warning("chroma server keeps its database locked, restarting it pid=%s", self.pid)
-            self.restart()
-            return False
+            return not self._restarted_if_blocked()
         self._note_death()
         if self._clock() >= self._not_before:
             self._spawn_again()
@@ -161,6 +157,15 @@ class ChromaServer:
             if not self._renewed.wait(timeout_s):
                 raise StoreUnavailable("the Chroma server was not started on an empty folder in time")
         self._wait_for_heartbeat()
+
+    def _restarted_if_blocked(self) -> bool:
+        if not self._has_room():
+            self.locks.explained()
+        if not self.locks.stuck:
+            return False
+        logger.warning("chroma server cannot write though its disk has room, restarting it pid=%s", self.pid)
+        self.restart()
+        return True
 
     def restart(self) -> None:
         """End the server and start it again on what it has stored; returns before it answers."""

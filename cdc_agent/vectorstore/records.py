@@ -20,9 +20,9 @@ from cdc_agent.vectorstore.base import Record
 __all__ = [
     "CollectionDamaged",
     "CollectionMissing",
+    "StoreBlocked",
     "StoreFailing",
     "StoreHungUp",
-    "StoreLocked",
     "check_metadata",
     "check_records",
     "last_of_each_id",
@@ -62,8 +62,9 @@ class StoreFailing(StoreUnavailable):
     """The store answered that something inside it failed."""
 
 
-class StoreLocked(StoreUnavailable):
-    """The store answered that its own database is locked. For a moment that is nothing; if it stays, see ``locks``."""
+class StoreBlocked(StoreUnavailable):
+    """The store answered that it cannot write: its disk is full, or its own database is locked. It may never be able
+    to again, see ``locks``."""
 
 
 class StoreHungUp(StoreUnavailable):

@@ -13,7 +13,7 @@ from cdc_agent.config import Config
 from cdc_agent.daemon.stores import build_store
 from cdc_agent.vectorstore.chroma import ChromaStore
 from cdc_agent.vectorstore.chroma_server import ChromaServer
-from cdc_agent.vectorstore.records import StoreLocked
+from cdc_agent.vectorstore.records import StoreBlocked
 from tests.support.daemon import DaemonProcess
 from tests.support.locked_chroma import LockedChroma
 from tests.support.oracle import assert_index_equals_table
@@ -124,7 +124,9 @@ def test_of_a_store_of_somebody_else_that_stays_locked_readyz_says_what_to_do(
 
 
 @pytest.mark.fault("store-locked")
-def test_the_store_tells_a_server_of_ours_what_it_hears_of_locks(tmp_path: Path) -> None:
+def test_the_store_tells_a_server_of_ours_what_it_hears_of_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given the store and the server that a daemon makes.
     config = Config.model_validate({"state_dir": str(tmp_path / "state"), **MINIMAL})
     store, server = build_store(config)
@@ -135,11 +137,11 @@ def test_the_store_tells_a_server_of_ours_what_it_hears_of_locks(tmp_path: Path)
             locked = ChromaStore.http("127.0.0.1", chroma.port, locks=store.locks)
             locked.open_collection("kept", dimensions=2, marker={})
             chroma.locked = True
-            server.locks._patience_s = 0.0
+            monkeypatch.setattr(server.locks, "_patience_s", 0.0)
 
             # When a write of that store is answered with "locked", then the server is restarted at the next look.
             before = server.pid
-            with pytest.raises(StoreLocked):
+            with pytest.raises(StoreBlocked):
                 locked.delete("kept", ["a"])
             locked.close()
             assert not server.watch()

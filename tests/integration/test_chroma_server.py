@@ -20,8 +20,8 @@ from cdc_agent.vectorstore import chroma_server
 from cdc_agent.vectorstore.base import Record
 from cdc_agent.vectorstore.chroma import ChromaStore
 from cdc_agent.vectorstore.chroma_server import ChromaServer, _serves
-from cdc_agent.vectorstore.locks import LOCKED_S, Locks
-from cdc_agent.vectorstore.records import StoreLocked
+from cdc_agent.vectorstore.locks import BLOCKED_S, Locks
+from cdc_agent.vectorstore.records import StoreBlocked
 from tests.support.wait import until
 
 EAST = np.array([1, 0], dtype=np.float32)
@@ -159,8 +159,8 @@ def test_a_server_that_dies_again_and_again_is_started_after_growing_pauses(serv
 
 def tell_of_a_lock(server: ChromaServer) -> None:
     """What a store does whose write was answered with "locked". No full disk leaves a server so each time."""
-    with suppress(StoreLocked), server.locks.writing():
-        raise StoreLocked("locked")
+    with suppress(StoreBlocked), server.locks.writing():
+        raise StoreBlocked("locked")
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_a_server_that_keeps_its_database_locked_is_restarted_after_a_while(
     before = locked.pid
 
     # When that is not long ago, then it is let be
-    clock.now += LOCKED_S - 1
+    clock.now += BLOCKED_S - 1
     assert locked.watch()
     assert locked.pid == before
 
@@ -215,13 +215,21 @@ def test_a_lock_that_outlives_restarts_is_met_with_ever_fewer_of_them(locked: Ch
 def test_a_locked_server_is_let_be_while_its_disk_is_full(
     locked: ChromaServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Given a server that cannot write, and no room on its disk
     before = locked.pid
-    monkeypatch.setattr(chroma_server, "ROOM_BYTES", 1 << 60)
+    with monkeypatch.context() as full:
+        full.setattr(chroma_server, "ROOM_BYTES", 1 << 60)
+        for _ in range(3):
+            clock.now += BLOCKED_S
+            assert locked.watch()
+        assert locked.pid == before
 
-    clock.now += LOCKED_S
-
+    # When there is room again, then it gets the same time to find that by itself
+    clock.now += BLOCKED_S - 1
     assert locked.watch()
-    assert locked.pid == before
+    clock.now += 1
+    assert not locked.watch()
+    assert locked.pid != before
 
 
 @pytest.mark.fault("store-hangs")

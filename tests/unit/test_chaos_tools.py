@@ -251,7 +251,7 @@ def test_a_seed_draws_the_same_faults_again_and_every_disturbance_comes_up() -> 
 
 # -- the operator of somebody else's Chroma --------------------------------------------------------------------
 
-ASKS = "hint: if this stays so, restart the Chroma server: after a full disk it may never let go by itself"
+ASKS = "hint: if this stays so, restart the Chroma server: after a full disk it may never be able to write again"
 
 
 class Complaining:

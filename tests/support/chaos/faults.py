@@ -236,6 +236,7 @@ def disk_full(which: str) -> Callable[[Stage, random.Random], None]:
         stage.endpoint.disturb()
         stage.late = True
         disk = stage.disks[which]
+        stage.store_was_full = stage.store_was_full or which == "store"
         # What was written between asking for the size and setting it: then once more.
         with suppress(subprocess.CalledProcessError):
             disk.fill()

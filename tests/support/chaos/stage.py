@@ -62,6 +62,7 @@ class Stage:
         self.late = False
         #: Chroma was killed, which in rare cases leaves an index that it cannot read again.
         self.chroma_killed = False
+        self.store_was_full = False
         self._offset_at_start = 0
         self._daemons = 0
         self._look_again_at = 0.0
@@ -189,7 +190,7 @@ class Stage:
 
     def operate_store(self) -> None:
         """Do what the daemon asks of whoever runs the Chroma server."""
-        if self.chroma is not None and wants_chroma_restarted(self.daemon):
+        if self.chroma is not None and self.store_was_full and wants_chroma_restarted(self.daemon):
             self.record.count("chroma_restarted_by_its_operator")
             self.record.say("restarting Chroma, as the daemon asks")
             self.chroma.restart()
