@@ -15,6 +15,7 @@ import httpx
 
 from cdc_agent.cli.output import print_json, wants_json
 from cdc_agent.config import Config, load
+from cdc_agent.config.secret_files import loose_files
 from cdc_agent.errors import CdcAgentError
 from cdc_agent.source.preflight import Finding
 
@@ -26,14 +27,8 @@ _ANSWER_S = 5.0
 def run(args: argparse.Namespace) -> int:
     """Exit code 1 when a finding is not ok."""
     config = load(args.config)
-    findings = [
-        *_source(config),
-        *_feeds(config),
-        *_state(config),
-        *_embedding(config),
-        *_vectorstore(config),
-        *_http(config),
-    ]
+    rooms = (_source, _feeds, _state, _embedding, _vectorstore, _http, _secrets)
+    findings = [finding for room in rooms for finding in room(config)]
     failed = sum(not finding.ok for finding in findings)
     if wants_json(args):
         print_json({"ok": failed == 0, "findings": [asdict(finding) for finding in findings]})
@@ -157,6 +152,12 @@ def _chroma_server(url: str) -> Finding:
         ok, message = False, f"no Chroma answers at {url}: {exc}"
     hint = "" if ok else "start it (chroma run --path DIR --host HOST --port PORT), or set vectorstore.mode to managed"
     return Finding(name="vectorstore", ok=ok, message=message, hint=hint)
+
+
+def _secrets(config: Config) -> Iterator[Finding]:
+    """A warning: what mode a file needs depends on who else is on this machine."""
+    for file in loose_files(config):
+        yield Finding(name="secrets", ok=True, message=file.message, hint=file.hint)
 
 
 def _http(config: Config) -> Iterator[Finding]:

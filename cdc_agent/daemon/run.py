@@ -15,6 +15,7 @@ from typing import IO
 from cdc_agent import __version__, failpoints, metrics
 from cdc_agent import config as configuration
 from cdc_agent.config import Config
+from cdc_agent.config.secret_files import loose_files
 from cdc_agent.daemon import logs
 from cdc_agent.daemon.build import Daemon, build
 from cdc_agent.daemon.errand import Errand
@@ -47,6 +48,8 @@ def run(config_path: Path, *, adopt_server: bool = False, errand: Errand | None 
     failpoints.arm(os.environ.get("CDC_FAILPOINT"))
     config = configuration.load(config_path)
     logs.configure(config.log)
+    for file in loose_files(config):
+        log.warning("secret file can be read by others key=%s path=%s who=%s", file.key, file.path, file.who)
     signals = _Signals()
     lock = hold_state(config.state_dir, signals.stop) if errand is None else _free_state(config)
     if lock is None:

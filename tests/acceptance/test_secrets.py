@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +112,28 @@ def test_what_it_keeps_is_readable_by_its_owner_alone(private_pg: Database, daem
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
     for path in (*state.glob("*.sqlite*"), state / "lock"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_a_file_of_secrets_that_others_can_read_is_named_at_the_start_and_by_check(
+    private_pg: Database, daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    # Given a file of tokens that everybody can read
+    (tmp_path / "tokens").chmod(0o644)
+
+    # When the daemon starts, then its log says so
+    daemon.start(ready=False)
+    until(lambda: ready(daemon), 60.0, "the daemon to be ready")
+    assert "secret file can be read by others key=http.tokens_file" in daemon.log
+
+    # And so does `check`, as advice; a file that only its owner can read is not named
+    def advice() -> list[str]:
+        command = [sys.executable, "-m", "cdc_agent.cli", "check", "--json", "-c", str(daemon.path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return [f["message"] for f in json.loads(done.stdout)["findings"] if f["name"] == "secrets" and f["ok"]]
+
+    assert advice() == [f"http.tokens_file: {tmp_path / 'tokens'} can be read by everybody"]
+    (tmp_path / "tokens").chmod(0o600)
+    assert advice() == []
 
 
 def test_a_lock_that_leads_elsewhere_is_not_followed(
