@@ -111,10 +111,11 @@ class Stage:
 
     def take_over(self, second: DaemonProcess) -> None:
         """The daemon is killed, and a second one that waits beside it has its place."""
-        self.endpoint.disturb()
         self.late = False
         self._offset_at_start = self.observer.offset()
         self.daemon.close()
+        # Only now: until then it could embed what it did not live to keep.
+        self.endpoint.disturb()
         self.daemon = second
 
     def may_hold_strays(self) -> bool:
