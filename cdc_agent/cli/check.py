@@ -29,6 +29,15 @@ def run(args: argparse.Namespace) -> int:
     config = load(args.config)
     rooms = (_source, _feeds, _state, _embedding, _vectorstore, _http, _secrets)
     findings = [finding for room in rooms for finding in room(config)]
+    findings = [
+        *_source(config),
+        *_feeds(config),
+        *_state(config),
+        *_embedding(config),
+        *_vectorstore(config),
+        *_http(config),
+        *_agents(config),
+    ]
     failed = sum(not finding.ok for finding in findings)
     if wants_json(args):
         print_json({"ok": failed == 0, "findings": [asdict(finding) for finding in findings]})
@@ -123,6 +132,20 @@ def _embedding_endpoint(config: Config) -> Finding:
             name="embedding", ok=False, message=f"{url} refuses the key (HTTP {status})", hint="set embedding.api_key"
         )
     return Finding(name="embedding", ok=True, message=f"{url} answers")
+
+
+def _agents(config: Config) -> Iterator[Finding]:
+    if not config.agents:
+        return
+    from cdc_agent.reactions.loading import load as load_agents
+
+    try:
+        app = load_agents(config.agents)
+    except CdcAgentError as exc:
+        yield Finding(name="agents", ok=False, message=exc.message, hint=exc.hint)
+        return
+    names = ", ".join(sorted(app.agents)) or "none"
+    yield Finding(name="agents", ok=True, message=f"agents: {names}")
 
 
 def _vectorstore(config: Config) -> Iterator[Finding]:

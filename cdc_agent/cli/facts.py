@@ -25,6 +25,8 @@ _COLUMNS = ("time", "source", "type", "subject", "id")
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--type", metavar="TYPE", default="", help="only of this type; `github.*`: all that begin so")
     parser.add_argument("--key", metavar="KEY", default="", help="only about this")
+    parser.add_argument("--kind", choices=("fact", "command"), default="", help="only facts, or only commands")
+    parser.add_argument("--correlation-id", metavar="ID", default="", help="only this event and all that it began")
     parser.add_argument("--source", metavar="NAME", default="", help="only from this sender")
     parser.add_argument(
         "--since", metavar="TIME", type=_moment, help="from then on: 2026-11-27T08:00Z, or 2h, 7d (ago)"
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _facts(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     client = DaemonClient.of(args.config)
-    names = ("type", "key", "source", "since", "until")
+    names = ("kind", "correlation_id", "type", "key", "source", "since", "until")
     query = {name: value for name in names if (value := getattr(args, name))}
     after, left = 0, args.limit
     while left is None or left > 0:

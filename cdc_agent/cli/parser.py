@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from cdc_agent.cli import (
+    agents,
     completion,
     dead_letters,
     demo,
@@ -70,6 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     mcp.add_options(_add(commands, "mcp", mcp.run, "serve the index as tools for language models, over stdio"))
     _add_dead_letters(commands)
     facts.add_options(_add(commands, "facts", facts.run, "show the events that are kept for ever"))
+    agents.add_emit_options(_add(commands, "emit", agents.emit, "tell your agents that something happened"))
+    _add_agents(commands)
     _add_slot(commands)
     _add_token(commands)
     sentence = "print a script that completes commands and options in a shell"
@@ -111,6 +114,16 @@ def _add_dead_letters(commands: Any) -> None:
         ("discard", dead_letters.discard, "forget one or some; their documents stay as they are in the index"),
     ):
         dead_letters.add_choice(_add(actions, name, command, sentence))
+
+
+def _add_agents(commands: Any) -> None:
+    group = commands.add_parser("agents", help="your own agents")
+    actions = group.add_subparsers(metavar="ACTION", required=True)
+    _add(actions, "list", agents.list_all, "list them, with how far behind they are")
+    agents.add_limits(_add(actions, "letters", agents.letters, "list the events that they could not handle"))
+    agents.add_letter(_add(actions, "show", agents.show, "show one such event, with all that led to it"))
+    agents.add_choice(_add(actions, "replay", agents.replay, "let the agent handle one or all of them again"))
+    agents.add_choice(_add(actions, "discard", agents.discard, "forget one or all of them"))
 
 
 def _add_slot(commands: Any) -> None:

@@ -15,7 +15,7 @@ from cdc_agent.daemon.threads import Threads
 from cdc_agent.errors import AgentError, CdcAgentError, UsageError
 from cdc_agent.events import Event, Kind
 from cdc_agent.health import Health
-from cdc_agent.journal.base import Desk, Journal, Letter
+from cdc_agent.journal.base import Desk, Journal, Letter, Query
 from cdc_agent.lsn import Lsn
 from cdc_agent.migrate.serving import LiveSearch
 from cdc_agent.reactions.agents import Agents
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: How long a handler's search waits for the commit that it is about.
 _FRESH_S = 30.0
+#: Events of one chain of causes that are looked through.
+_CHAIN = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +130,17 @@ class Agency:
         if action == "replay" and agent not in self._runners:
             raise UsageError(f"agent {agent} does not run here", hint="name its app in agents, or discard the letter")
         return self._desk.replay(agent, number) if action == "replay" else self._desk.discard(agent, number)
+
+    def chain(self, event: Event) -> list[Event]:
+        """What led to an event, the oldest first, as far as it is still known; the event itself is the last."""
+        if not event.correlation_id:
+            return [event]
+        found = self._journal.find(Query(correlation_id=event.correlation_id, limit=_CHAIN))
+        by_id = {entry.event.id: entry.event for entry in found}
+        chain = [event]
+        while (cause := by_id.pop(chain[-1].causation_id, None)) is not None:
+            chain.append(cause)
+        return chain[::-1]
 
     def emit(self, events: Sequence[Event]) -> int:
         """Record events from outside; how many were new. Raises ``UsageError`` for a command nobody carries out."""

@@ -11,6 +11,7 @@ from typing import Any
 import cdc_agent
 from cdc_agent import metrics
 from cdc_agent.agents.watermark import Progress
+from cdc_agent.daemon.agency import Agency
 from cdc_agent.daemon.build import Daemon
 from cdc_agent.daemon.consumers import Served
 from cdc_agent.daemon.feeds import ROOT_OID, Feeding
@@ -317,9 +318,14 @@ class DaemonService:
     def facts(self, wanted: Query) -> Sequence[Entry]:
         return self._mail().journal.find(wanted)
 
+    def agents(self) -> Agency:
+        if self._daemon.agency is None:
+            raise UsageError("this daemon runs no agents of yours", hint="name their app in agents, see docs/AGENTS.md")
+        return self._daemon.agency
+
     def _mail(self) -> Mail:
         if self._daemon.mail is None:
-            raise UsageError("this daemon keeps no facts", hint="configure a sender in webhooks, see docs/WEBHOOKS.md")
+            raise UsageError("this daemon keeps no facts", hint="configure webhooks or agents")
         return self._daemon.mail
 
     def resyncs(self) -> Sequence[Resync]:

@@ -22,6 +22,7 @@ from cdc_agent.errors import IdentityMismatch
 from cdc_agent.ledger.base import Checkpoint, Ledger
 from cdc_agent.ledger.sqlite import SqliteLedger
 from cdc_agent.migrate.names import follows_feed
+from cdc_agent.reactions.router import CONSUMER
 from cdc_agent.sqlite_file import DAMAGED_HINT, put_aside
 from cdc_agent.stream.base import Stream
 from cdc_agent.stream.sqlite import SqliteStream
@@ -106,7 +107,7 @@ def _opened(config: Config, *, mend: bool) -> StateFiles:
         )
     if predecessor and not lost:
         # A new ledger knows nothing of later generations; nobody waits for their agents.
-        for agent in stream.consumers():
+        for agent in set(stream.consumers()) - {CONSUMER}:
             stream.forget(agent)
     return StateFiles(
         ledger=ledger, stream=stream, new_life=bool(corrupt or (predecessor and not lost)), predecessor=predecessor
@@ -176,7 +177,8 @@ def _behind(ledger: Ledger, stream: Stream) -> Iterator[str]:
 
 def _unknown(ledger: Ledger, stream: Stream) -> Iterator[str]:
     for agent in stream.consumers():
-        if agent not in {AGENT} | {generation.agent for generation in ledger.generations()}:
+        # Where the router is stands in the journal.
+        if agent not in {AGENT, CONSUMER} | {generation.agent for generation in ledger.generations()}:
             yield f"{agent} reads the stream, and no generation of it is known"
 
 

@@ -37,7 +37,7 @@ class Page:
 class Query:
     """Which entries. ``type`` may end in ``*``: then it is how the type begins. ``since`` and ``until`` are about the
     time of the event: from the first on, and before the second. Without a ``kind`` facts and commands are meant.
-    ``correlation_id`` finds what one event began, and that event itself."""
+    ``correlation_id`` finds what one event began, of every kind, and that event itself."""
 
     type: str = ""
     key: str = ""

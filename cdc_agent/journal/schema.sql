@@ -77,7 +77,7 @@ select number, source, id, kind, type, key, time_us, time, recorded_us,
     correlation_id, causation_id, hops, trail, data, checksum
 from event
 where number > :after
-    and (:kind = '' and kind in ('fact', 'command') or kind = :kind)
+    and (kind = :kind or :kind = '' and (kind in ('fact', 'command') or :correlation <> ''))
     and (:type = '' or type = :type)
     and (:type_from = '' or type >= :type_from and type < :type_to)
     and (:key = '' or key = :key)

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -67,8 +68,9 @@ class Handling:
         except TimeoutError as exc:
             return Failure(reason="timeout", error=_told(exc) or f"no end after {self._agent.timeout_s} s")
         except (Exception, SystemExit, asyncio.CancelledError) as exc:
-            # Whatever a handler raises is its own; the traceback is for whoever wrote it.
-            log.debug("handler failed agent=%s event=%s", self._agent.name, job.event.id, exc_info=True)
+            # Where it failed is for whoever wrote it. What it says may be what was handled, and stands in the letter.
+            where = "".join(traceback.format_tb(exc.__traceback__))
+            log.debug("handler failed agent=%s error=%s\n%s", self._agent.name, type(exc).__name__, where)
             return Failure(
                 reason="failed", error=_told(exc), retry_after_s=float(getattr(exc, "retry_after_s", None) or 0.0)
             )

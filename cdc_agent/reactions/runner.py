@@ -147,7 +147,7 @@ class Runner:
         try:
             return self.agent.key_of(event)
         except Exception:
-            log.warning("key function failed agent=%s event=%s", self.agent.name, event.id, exc_info=True)
+            log.warning("key function failed agent=%s event=%s", self.agent.name, event.id)
             return event.key
 
     def _take_letters(self) -> None:

@@ -30,6 +30,7 @@ from cdc_agent.mcp.mounted import MountedTools
 from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.verify.report import Wanted
 from cdc_agent.web.access import ANYBODY, OPEN, AccessControl, Door, grant_of, only_doors
+from cdc_agent.web.agents import agent_doors
 from cdc_agent.web.answers import (
     ApiError,
     error_response,
@@ -87,7 +88,13 @@ def create_app(service: Service, *, tokens: Tokens | None = None, live: LiveSour
     """The application over a service. Without ``tokens`` only this machine may call it; ``live`` feeds the page."""
     tokens = tokens or Tokens()
     routes = _Routes(service, tokens)
-    doors = only_doors([*routes.table(), *(live_doors(live, routes.operate) if live is not None else ())])
+    doors = only_doors(
+        [
+            *routes.table(),
+            *agent_doors(service.agents, routes.operate),
+            *(live_doors(live, routes.operate) if live is not None else ()),
+        ]
+    )
     open_doors = [door for door in doors if door.scopes == OPEN]
     return Starlette(
         routes=doors,

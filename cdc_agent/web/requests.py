@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from starlette.requests import ClientDisconnect, Request
 
 from cdc_agent.config.problems import key_path
+from cdc_agent.events import Kind
 from cdc_agent.lsn import Lsn
 from cdc_agent.search import MAX_K
 from cdc_agent.web.answers import ApiError
@@ -116,6 +117,8 @@ class VerifyRequest(_Shape):
 
 
 class FactsRequest(_Shape):
+    kind: Kind | None = None
+    correlation_id: str = ""
     type: str = ""
     key: str = ""
     source: str = ""

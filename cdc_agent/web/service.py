@@ -14,6 +14,7 @@ from cdc_agent.lsn import Lsn
 from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.search import SearchHit
 from cdc_agent.verify.report import Report, Wanted
+from cdc_agent.web.agents import AgentService
 from cdc_agent.webhooks.inbox import Receipt
 
 __all__ = ["LetterPage", "LetterQuery", "Problem", "Service"]
@@ -128,6 +129,10 @@ class Service(Protocol):
 
     def take_webhook(self, source: str, headers: Mapping[str, str], body: bytes) -> Receipt:
         """Prove a delivery and record what it says; durable on return. Raises ``WebhookError``s, ``JournalFull``."""
+        ...
+
+    def agents(self) -> AgentService:
+        """The user's agents. Raises ``UsageError`` where none are configured."""
         ...
 
     def facts(self, wanted: Query) -> Sequence[Entry]:

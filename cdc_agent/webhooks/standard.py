@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cdc_agent.cloudevents import from_cloudevent, is_cloudevent
 from cdc_agent.errors import WebhookMalformed
-from cdc_agent.events import Event
+from cdc_agent.events import Event, Kind
 from cdc_agent.webhooks.base import Delivery, json_object, text_at, time_of
 from cdc_agent.webhooks.signatures import check_standard_secret, verify_standard
 
@@ -29,6 +29,8 @@ class StandardReceiver:
                 event = from_cloudevent(body, received_at=delivery.received_at)
             except ValueError as exc:
                 raise WebhookMalformed(f"the CloudEvent is not one: {exc}") from None
+            if event.kind is not Kind.FACT:
+                raise WebhookMalformed(f"the CloudEvent is a {event.kind}: only facts come by webhook")
             # Its own source stands below ours: nobody speaks in the name of another sender.
             return [replace(event, source=f"{delivery.source}/{event.source.lstrip('/')}")]
         at = time_of(text_at(body, "timestamp"), "timestamp") if "timestamp" in body else delivery.received_at

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -79,3 +83,220 @@ def test_a_change_of_a_table_that_nobody_indexes_wakes_an_agent(
     [fact] = facts(daemon, "payment_failed")
     assert (fact.key, fact.data) == ("1", {"amount": "12.50"})
     assert_index_equals_table(daemon, pg)
+
+
+def run_cli(daemon: DaemonProcess, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cdc_agent.cli", *arguments, "-c", str(daemon.path)]
+    return subprocess.run(command, capture_output=True, text=True, check=check)
+
+
+COUNT = """
+import pathlib
+DONE = pathlib.Path(os.environ["DONE"])
+
+@app.on_change("public.payments", ops="c", concurrency=3)
+def pay(event, context):
+    with open(DONE, "a") as file:
+        file.write(context.idempotency_key + "\\n")
+    context.emit("paid", event.data["after"]["id"])
+    context.state["n"] = context.state.get("n", 0) + 1
+
+@app.on("paid")
+def thank(event, context):
+    context.command("send", event.data)
+
+@app.command("send")
+def send(event, context):
+    context.emit("sent", event.data)
+"""
+
+
+@pytest.mark.parametrize("place", ["agents_read", "agents_routed", "agents_handled", "agents_settled"])
+@pytest.mark.fault("agent-killed")
+def test_effects_happen_once_whatever_kills_the_daemon(
+    pg: Database, setup: Callable[..., DaemonProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    # Given a chain of three agents, and a daemon that dies again and again in the middle of them
+    monkeypatch.setenv("DONE", str(tmp_path / "done"))
+    daemon = setup(COUNT)
+    numbers = itertools.count(1)
+    for n in (1, 2, 4):
+        if n > 1:
+            daemon.start(failpoint=f"{place}:kill@{n}", ready=False)
+        while daemon.running and (n > 1 or len(facts(daemon, "sent")) < 5):
+            pg.execute("insert into payments values (%s, 'new', 1)", [next(numbers)])
+        daemon.kill()
+
+    # When it lives again
+    daemon.start()
+    expected = list(range(1, next(numbers)))
+    until(lambda: len(facts(daemon, "sent")) >= len(expected))
+
+    # Then each payment has had each effect once, and the outside world could tell a second attempt by its key
+    for type_ in ("paid", "sent"):
+        assert sorted(fact.data for fact in facts(daemon, type_)) == expected
+    keys = (tmp_path / "done").read_text().split()
+    assert len(set(keys)) == len(expected)
+    assert_index_equals_table(daemon, pg)
+
+
+@pytest.mark.fault("agent-loop")
+def test_two_agents_that_wake_each_other_through_the_database_stop(
+    pg: Database, setup: Callable[..., DaemonProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given one agent that answers a change of one table with a change of another, and one that does the reverse
+    pg.execute("create table freezes (id int primary key, n int)")
+    pg.execute("create table audits (id int primary key, n int)")
+    monkeypatch.setenv("DSN", pg.dsn)
+    daemon = setup(
+        """
+        import psycopg
+
+        def write(context, statement):
+            with psycopg.connect(os.environ["DSN"]) as connection:
+                mark(connection, context)
+                connection.execute(statement)
+
+        @app.on_change("public.freezes")
+        def audit(event, context):
+            write(context, "insert into audits values (1, 1) on conflict (id) do update set n = audits.n + 1")
+
+        @app.on_change("public.audits")
+        def freeze(event, context):
+            write(context, "update freezes set n = n + 1")
+
+        @app.on_change("public.freezes")
+        def own(event, context):
+            context.emit("seen", event.data["after"]["n"])
+            write(context, "update freezes set n = n where false")
+        """
+    )
+
+    # When somebody begins
+    pg.execute("insert into freezes values (1, 1)")
+
+    # Then it goes round once: the change that would begin it anew is a dead letter that tells the whole way
+    until(lambda: len(letters(daemon)) == 1)
+    [letter] = letters(daemon)
+    assert (letter["agent"], letter["reason"], letter["trail"]) == ("audit", "loop", ["audit", "freeze"])
+    assert pg.execute("select n from freezes") == [(2,)]
+    assert pg.execute("select n from audits") == [(1,)]
+    assert sorted(fact.data for fact in facts(daemon, "seen")) == [1, 2]
+    assert daemon.metric("cdc_agent_agent_guard_total", agent="audit", reason="loop") == 1
+    shown = run_cli(daemon, "agents", "show", "audit", str(letter["number"])).stdout
+    assert "audit > freeze" in shown
+    # Once as what it is about, and in the chain at its beginning and its end.
+    assert shown.count("public.freezes") == 3
+    assert shown.count("public.audits") == 1
+
+
+def letters(daemon: DaemonProcess) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(run_cli(daemon, "agents", "letters", "--json").stdout)["letters"]
+    return found
+
+
+@pytest.mark.fault("agent-fails")
+def test_an_agent_that_fails_or_hangs_is_alone_with_it(
+    pg: Database, setup: Callable[..., DaemonProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given one agent that fails, one that hangs, one that leaves the process, and one that works
+    monkeypatch.setenv("FIXED", str(tmp_path / "fixed"))
+    daemon = setup(
+        """
+        quick = Retries(attempts=2, initial_s=0.05, maximum_s=0.05)
+
+        @app.on("order", retries=quick)
+        def fail(event, context):
+            if not os.path.exists(os.environ["FIXED"]):
+                raise RuntimeError(f"the card {event.data['n']} is void")
+            context.emit("mended")
+
+        @app.on("order", retries=quick, timeout_s=0.2)
+        def hang(event, context):
+            time.sleep(3600)
+
+        @app.on("order", retries=quick)
+        def leave(event, context):
+            raise SystemExit(3)
+
+        @app.on("order")
+        async def work(event, context):
+            context.emit("worked", event.key)
+        """
+    )
+
+    # When an order comes
+    assert run_cli(daemon, "emit", "order", "--key", "7", "--data", '{"n": 4711}').stdout.startswith("order ")
+    until(lambda: len(letters(daemon)) == 3)
+
+    # Then the others have handled it, the index is as fresh as ever, and each failure is told apart
+    assert [fact.data for fact in facts(daemon, "worked")] == ["7"]
+    pg.execute("insert into notes values (2, 'two')")
+    assert_index_equals_table(daemon, pg)
+    told = {letter["agent"]: (letter["reason"], letter["attempts"]) for letter in letters(daemon)}
+    assert told == {"fail": ("failed", 2), "hang": ("timeout", 2), "leave": ("failed", 2)}
+    # What an exception says may be anything: it is not in the log.
+    assert "4711" not in daemon.log
+    states = {
+        agent["name"]: agent for agent in json.loads(run_cli(daemon, "agents", "list", "--json").stdout)["agents"]
+    }
+    assert states["work"]["letters"] == 0
+    assert states["fail"]["letters"] == 1
+    assert daemon.metric("cdc_agent_agent_up", agent="work") == 1
+
+    # and what is mended is handled when somebody asks, across a restart.
+    (tmp_path / "fixed").touch()
+    daemon.terminate()
+    daemon.start()
+    run_cli(daemon, "agents", "replay", "fail", "--all")
+    until(lambda: len(facts(daemon, "mended")) == 1)
+    run_cli(daemon, "agents", "discard", "hang", "--all")
+    until(lambda: [letter["agent"] for letter in letters(daemon)] == ["leave"])
+
+
+def test_a_handler_finds_in_the_index_what_the_commit_that_woke_it_wrote(
+    pg: Database, setup: Callable[..., DaemonProcess]
+) -> None:
+    daemon = setup(
+        """
+        @app.on_change("public.notes", ops="c")
+        def look(event, context):
+            hits = context.search("notes", event.data["after"]["body"], k=1, fresh=True)
+            context.emit("found", [hit.source.pk for hit in hits])
+        """
+    )
+
+    for number in range(2, 12):
+        pg.execute("insert into notes values (%s, %s)", [number, f"word{number} and nothing else {number}"])
+
+    until(lambda: len(facts(daemon, "found")) == 10)
+    assert sorted(fact.data[0] for fact in facts(daemon, "found")) == sorted(str(n) for n in range(2, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("1/0", "ZeroDivisionError"), ("app.on()", "names no type"), ("del app", "'app' is missing")],
+)
+def test_a_program_that_cannot_be_loaded_stops_the_start_and_says_where(
+    pg: Database, new_daemon: NewDaemon, tmp_path: Path, text: str, said: str
+) -> None:
+    pg.execute("create table notes (id int primary key, body text)")
+    daemon = new_daemon(pg, collections=[NOTES], agents=[program(tmp_path, text)])
+
+    daemon.start(ready=False)
+
+    assert daemon.wait_exit() == 78
+    assert said in daemon.log
+    assert "my_agents.py:app" in daemon.log
+    assert said in run_cli(daemon, "check", check=False).stdout
+
+
+def test_a_command_that_nobody_carries_out_is_refused(setup: Callable[..., DaemonProcess]) -> None:
+    daemon = setup("@app.command('send')\ndef send(event, context):\n    context.emit('sent')\n")
+
+    refused = run_cli(daemon, "emit", "burn", "--command", check=False)
+    run_cli(daemon, "emit", "send", "--command")
+
+    assert refused.returncode == 2
+    assert "no agent carries out 'burn'" in refused.stderr
+    until(lambda: len(facts(daemon, "sent")) == 1)

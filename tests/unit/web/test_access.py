@@ -46,6 +46,11 @@ TABLE = {
     ("POST", "/dead-letters/{letter_id:int}/replay"): ADMIN,
     ("POST", "/dead-letters/{letter_id:int}/discard"): ADMIN,
     ("GET", "/facts"): ADMIN,
+    ("GET", "/agents"): METRICS | {"admin": "ok"},
+    ("GET", "/agents/letters"): ADMIN,
+    ("GET", "/agents/{agent}/letters/{number:int}"): ADMIN,
+    ("POST", "/agents/{agent}/letters/{number:int}/{action}"): ADMIN,
+    ("POST", "/events"): ADMIN,
     ("POST", "/webhooks/{source}"): OPEN,
     ("GET", "/migrations"): ADMIN,
     ("POST", "/migrations"): ADMIN,
@@ -65,6 +70,7 @@ VALUES = {
     "collection": "articles",
     "action": "pause",
     "source": "github",
+    "agent": "fraud",
 }
 CALLERS = list(OPEN)
 SCOPED = [

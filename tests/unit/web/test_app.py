@@ -7,6 +7,7 @@ import datetime as dt
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from cdc_agent.errors import (
 from cdc_agent.events import Event
 from cdc_agent.explain import Explanation, State, Verdict
 from cdc_agent.explain.facts import GenerationFacts, Progress, RowFacts
-from cdc_agent.journal.base import Entry, Query
+from cdc_agent.journal.base import Entry, Letter, Query
 from cdc_agent.ledger.base import DeadLetter, Resync
 from cdc_agent.lsn import Lsn, Version
 from cdc_agent.resync_order import ResyncOrder
@@ -61,6 +62,25 @@ LETTER = DeadLetter(
     attempts=3,
     parked_at=1_767_323_045.0,
 )
+AGENT_LETTER = Letter(
+    agent="fraud",
+    number=1,
+    event=Event(
+        id="e-2",
+        source="agent/bank",
+        type="purchase",
+        key="7",
+        time=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+        data={"amount": 5},
+        correlation_id="e-1",
+        trail=("bank:0a",),
+        hops=1,
+    ),
+    reason="failed",
+    error="RuntimeError",
+    attempts=5,
+    parked_at=dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC),
+)
 EXPLANATION = Explanation(
     collection="articles",
     document_id="public.articles:1",
@@ -86,6 +106,40 @@ ENTRY = Entry(
     recorded_at=dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC),
     event=Event(id="e-1", source="github", type="github.push", time=dt.datetime(2026, 1, 1, tzinfo=dt.UTC), data={}),
 )
+
+
+@dataclass(frozen=True)
+class FakeAgent:
+    name: str = "fraud"
+    failed: str = ""
+
+
+class FakeAgents:
+    """One agent with one dead letter, number 1."""
+
+    def __init__(self, calls: list[tuple[Any, ...]]) -> None:
+        self._calls = calls
+
+    def states(self) -> Sequence[FakeAgent]:
+        return [FakeAgent()]
+
+    def letters(self, agent: str, limit: int) -> list[Letter]:
+        self._calls.append(("letters", agent, limit))
+        return [AGENT_LETTER]
+
+    def letter(self, agent: str, number: int) -> Letter | None:
+        return AGENT_LETTER if (agent, number) == ("fraud", 1) else None
+
+    def move_letter(self, agent: str, number: int, action: str) -> bool:
+        self._calls.append((action, agent, number))
+        return (agent, number) == ("fraud", 1)
+
+    def chain(self, event: Event) -> list[Event]:
+        return [event]
+
+    def emit(self, events: Sequence[Event]) -> int:
+        self._calls.append(("emit", *events))
+        return len(events)
 
 
 class FakeService:
@@ -118,6 +172,9 @@ class FakeService:
             self.held.release()
             self.hold.wait(20)
         return [HIT]
+
+    def agents(self) -> FakeAgents:
+        return FakeAgents(self.calls)
 
     def explain(self, collection: str, document: str, *, within: Mapping[str, Any] | None = None) -> Explanation | None:
         self.calls.append(("explain", collection, document))

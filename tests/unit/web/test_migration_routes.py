@@ -18,6 +18,9 @@ class Notes:
         self.asked: list[tuple[str | None, ...]] = []
         self.fails: Exception | None = None
 
+    def agents(self) -> Any:
+        raise UsageError("this daemon runs no agents of yours")
+
     def migrations(self) -> Sequence[Mapping[str, Any]]:
         return [{"collection": "docs", "generation": 1}]
 
