@@ -27,17 +27,8 @@ _ANSWER_S = 5.0
 def run(args: argparse.Namespace) -> int:
     """Exit code 1 when a finding is not ok."""
     config = load(args.config)
-    rooms = (_source, _feeds, _state, _embedding, _vectorstore, _http, _secrets)
+    rooms = (_source, _feeds, _state, _embedding, _vectorstore, _http, _secrets, _agents)
     findings = [finding for room in rooms for finding in room(config)]
-    findings = [
-        *_source(config),
-        *_feeds(config),
-        *_state(config),
-        *_embedding(config),
-        *_vectorstore(config),
-        *_http(config),
-        *_agents(config),
-    ]
     failed = sum(not finding.ok for finding in findings)
     if wants_json(args):
         print_json({"ok": failed == 0, "findings": [asdict(finding) for finding in findings]})
