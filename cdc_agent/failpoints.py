@@ -61,6 +61,11 @@ NAMES = (
     "agents_routed",
     "agents_handled",
     "agents_settled",
+    "saga_before_take",
+    "saga_after_take",
+    "saga_before_call",
+    "saga_before_save",
+    "saga_after_save",
 )
 _ACTIONS = ("kill", "raise", "hang")
 

@@ -102,6 +102,12 @@ FEED_LOOKS = _counter("feed_looks", "Looks at a feed, by collection and what cam
 FEED_FETCHES = _counter("feed_fetches", "Documents that were fetched from a feed.", "collection")
 FEED_LOOKED = _gauge("feed_looked_timestamp_seconds", "When all of a feed was last looked at.", "collection")
 
+# Sagas.
+SAGAS = _gauge("sagas", "Sagas under way, by state.", "state")
+SAGAS_ENDED = _counter("sagas_ended", "Sagas that came to an end, by how.", "outcome")
+SAGA_SECONDS = _histogram("saga_seconds", "Time from the beginning of a saga to its end.", _LONG_S)
+SAGA_ATTEMPTS = _counter("saga_attempts", "Calls of steps, to do or undo, by what became of them.", "action", "outcome")
+
 # Identity.
 MISMATCH = _gauge("mismatch", "1 while source, stream, ledger and store do not belong together, by state.", "state")
 

@@ -21,12 +21,17 @@ from cdc_agent.health import Health
 from cdc_agent.journal.base import Letter, Query
 from cdc_agent.journal.desk import SqliteDesk
 from cdc_agent.journal.file import JournalFile
+from cdc_agent.journal.saga_book import SagaRecord
+from cdc_agent.journal.saga_sqlite import SqliteSagaBook
 from cdc_agent.journal.sqlite import SqliteJournal
 from cdc_agent.lsn import Lsn
 from cdc_agent.reactions.agents import Agents
 from cdc_agent.reactions.context import Tools
 from cdc_agent.reactions.runner import Runner
 from cdc_agent.retry import Backoff, Retrier
+from cdc_agent.sagas.context import SagaTools
+from cdc_agent.sagas.operations import SagaOperations
+from cdc_agent.sagas.runtime import SagaRuntime
 
 __all__ = ["Bench"]
 
@@ -71,6 +76,16 @@ class Bench:
             )
             for agent in app.agents.values()
         ]
+        self._book = SqliteSagaBook(self._file, wall_clock=self._time)
+        self._saga_runtime = SagaRuntime(
+            app.sagas,
+            journal=self._journal,
+            desk=self._desk,
+            book=self._book,
+            tools=SagaTools(search=search, commands=app.commands, now=lambda: self._now),
+            clock=self._time,
+            inline=True,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -122,9 +137,11 @@ class Bench:
     def run(self) -> None:
         """Until there is nothing left to do: what fails is tried again, as often as it may be."""
         for _ in range(_MAX_ROUNDS):
-            if any(runner.step() for runner in self._runners):
+            if any(runner.step() for runner in self._runners) or self._saga_runtime.until_idle():
                 continue
             due = [seconds for runner in self._runners if (seconds := runner.due_in_s()) is not None]
+            if (retry_at := self._saga_runtime.next_due(waiting=False)) is not None:
+                due.append(max(0.0, retry_at - self._time()))
             if not due:
                 return
             # And a little more: a rest that is shorter than a microsecond would never pass.
@@ -134,6 +151,11 @@ class Bench:
     def advance(self, seconds: float) -> None:
         """Let time pass, and run what is due by then, the clock's ticks among it."""
         self._now += dt.timedelta(seconds=seconds)
+        self.run()
+
+    def answer(self, action: str, saga: SagaRecord, **more: str) -> None:
+        """``approve``, ``reject`` or ``cancel`` a saga, as an operator would (``by=``, ``note=``), and run."""
+        SagaOperations(self._book, self._saga_runtime).act(saga.id, action, **more)
         self.run()
 
     def replay(self, letter: Letter) -> None:
@@ -151,6 +173,10 @@ class Bench:
     @property
     def letters(self) -> list[Letter]:
         return self._desk.letters()
+
+    def sagas(self, name: str = "") -> list[SagaRecord]:
+        """Those that were begun, in order: ``state``, ``step``, ``results``, ``id``."""
+        return self._book.find(name=name, limit=_ALL)
 
     def state(self, agent: str, key: str) -> dict[str, Any]:
         """What an agent remembers of a key."""

@@ -18,6 +18,7 @@ from cdc_agent.cli import (
     migrate,
     resync,
     run,
+    sagas,
     search,
     slot,
     status,
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     facts.add_options(_add(commands, "facts", facts.run, "show the events that are kept for ever"))
     agents.add_emit_options(_add(commands, "emit", agents.emit, "tell your agents that something happened"))
     _add_agents(commands)
+    _add_sagas(commands)
     _add_slot(commands)
     _add_token(commands)
     sentence = "print a script that completes commands and options in a shell"
@@ -124,6 +126,21 @@ def _add_agents(commands: Any) -> None:
     agents.add_letter(_add(actions, "show", agents.show, "show one such event, with all that led to it"))
     agents.add_choice(_add(actions, "replay", agents.replay, "let the agent handle one or all of them again"))
     agents.add_choice(_add(actions, "discard", agents.discard, "forget one or all of them"))
+
+
+def _add_sagas(commands: Any) -> None:
+    group = commands.add_parser("sagas", help="sagas of your agents")
+    actions = group.add_subparsers(metavar="ACTION", required=True)
+    sagas.add_filters(_add(actions, "list", sagas.list_all, "list them"))
+    sagas.add_id(_add(actions, "show", sagas.show, "show one with everything that became of it"))
+    for name, command, sentence in (
+        ("approve", sagas.approve, "say yes to what a saga waits for"),
+        ("reject", sagas.reject, "say no to what a saga waits for: what it did is undone"),
+    ):
+        parser = _add(actions, name, command, sentence)
+        sagas.add_answer(parser)
+        parser.add_argument("--step", metavar="NAME", help="only if it waits at this approval")
+    sagas.add_answer(_add(actions, "cancel", sagas.cancel, "stop a saga: what it did is undone"))
 
 
 def _add_slot(commands: Any) -> None:

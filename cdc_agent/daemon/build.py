@@ -23,6 +23,7 @@ from cdc_agent.daemon.migrations import Migrations, complete_drops, leave_unconf
 from cdc_agent.daemon.models import build_embedder
 from cdc_agent.daemon.otel import build_traces
 from cdc_agent.daemon.readers import Readers
+from cdc_agent.daemon.sagas import Sagas, open_sagas
 from cdc_agent.daemon.slot_watch import SlotWatch
 from cdc_agent.daemon.sources import (
     nothing_hidden,
@@ -95,6 +96,7 @@ class Daemon:
     mail: Mail | None
     agency: Agency | None
     feeds: Feeds
+    sagas: Sagas | None
 
     @property
     def specs(self) -> list[CollectionSpec]:
@@ -250,6 +252,7 @@ def build(
         tables=frozenset([*(table.qualified_name for table in watched), *feeds.streams]),
     )
     searcher = LiveSearch(indexer.targets)
+    search = fresh_search(searcher, indexer.watermark, lambda: _hurry(capture, indexer))
     agency = None
     if mail is not None and config.agents:
         agency = open_agency(
@@ -258,11 +261,12 @@ def build(
             journal=mail.journal,
             desk=mail.desk,
             stream=stream,
-            search=fresh_search(searcher, indexer.watermark, lambda: _hurry(capture, indexer)),
+            search=search,
             database=str(conninfo_to_dict(dsn).get("dbname") or ""),
             health=health,
             stop=stop,
         )
+    sagas = open_sagas(config, agents, mail, search=search, health=health, stop=stop) if mail is not None else None
     return Daemon(
         config=config,
         stop=stop,
@@ -293,6 +297,7 @@ def build(
         mail=mail,
         agency=agency,
         feeds=feeds,
+        sagas=sagas,
     )
 
 

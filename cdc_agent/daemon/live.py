@@ -30,6 +30,8 @@ _NOW_S = 60.0
 #: Dead letters and finished resyncs that are listed.
 _LETTERS = 50
 _FINISHED = 3
+#: Sagas that wait for somebody and are listed.
+_WAITING = 20
 #: Seconds between two questions to the server about our slot.
 _SLOT_S = 10.0
 
@@ -54,6 +56,7 @@ class LiveFacts:
             Part("work", 2.0, self._work),
             Part("problems", 2.0, self._problems),
             Part("slot", 2.0, self._slot),
+            Part("sagas", 2.0, self._sagas),
         )
 
     def hello(self) -> dict[str, Any]:
@@ -132,6 +135,14 @@ class LiveFacts:
                 "first": [json_dead_letter(letter) for letter in ledger.dead_letters(limit=_LETTERS)],
             },
         }
+
+    def _sagas(self) -> dict[str, Any] | None:
+        """None where there are none: the page has no room for them then."""
+        if self._daemon.sagas is None:
+            return None
+        operations = self._daemon.sagas.operations
+        waiting = operations.find(state="waiting", limit=_WAITING)
+        return {"counts": operations.counts(), "waiting": waiting}
 
     def _problems(self) -> list[dict[str, Any]]:
         return [{"name": p.name, "message": p.message, "hint": p.hint} for p in self._service.readiness()]

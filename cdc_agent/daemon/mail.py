@@ -9,6 +9,8 @@ from cdc_agent.errors import ConfigError
 from cdc_agent.journal.base import Desk, Journal
 from cdc_agent.journal.desk import SqliteDesk
 from cdc_agent.journal.file import JournalFile
+from cdc_agent.journal.saga_book import SagaBook
+from cdc_agent.journal.saga_sqlite import SqliteSagaBook
 from cdc_agent.journal.sqlite import SqliteJournal
 from cdc_agent.webhooks.base import Receiver
 from cdc_agent.webhooks.debezium import DebeziumReceiver
@@ -34,6 +36,7 @@ _RECEIVERS: dict[str, type[Receiver]] = {
 class Mail:
     journal: Journal
     desk: Desk
+    sagas: SagaBook
     inbox: Inbox
 
 
@@ -47,7 +50,7 @@ def open_mail(config: Config, *, wanted: bool = False) -> Mail | None:
         return None
     file = JournalFile(config.journal_path)
     journal = SqliteJournal(file)
-    return Mail(journal=journal, desk=SqliteDesk(file), inbox=Inbox(senders, journal))
+    return Mail(journal=journal, desk=SqliteDesk(file), sagas=SqliteSagaBook(file), inbox=Inbox(senders, journal))
 
 
 def _sender(name: str, webhook: WebhookConfig) -> Sender:

@@ -172,6 +172,8 @@ class _Running:
         if daemon.agency is not None:
             daemon.agency.start(self._threads)
         daemon.feeds.start(self._threads)
+        if daemon.sagas is not None:
+            daemon.sagas.start(self._threads)
 
     def _tick(self) -> None:
         if self._daemon.chroma is not None and not self._daemon.chroma.watch():
@@ -188,6 +190,8 @@ class _Running:
         self._daemon.migrations.tell()
         if self._daemon.agency is not None:
             self._daemon.agency.tell()
+        if self._daemon.sagas is not None:
+            self._daemon.sagas.tell()
         if any(problem.name == "stream" for problem in self._daemon.health.problems()):
             self._daemon.indexer.make_room()
         if self._daemon.capture.alive_within(watchdog_s()):
@@ -225,6 +229,8 @@ class _Running:
         daemon.stream.wake()
         if daemon.agency is not None:
             daemon.agency.wake()
+        if daemon.sagas is not None:
+            daemon.sagas.wake()
         daemon.resync.notify()
         daemon.verify.wake()
         daemon.feeds.wake()

@@ -26,6 +26,7 @@ from cdc_agent.journal.base import Entry, Query
 from cdc_agent.ledger.base import DeadLetter, Resync
 from cdc_agent.lsn import Lsn
 from cdc_agent.resync_order import ResyncOrder
+from cdc_agent.sagas.operations import SagaOperations
 from cdc_agent.search import SearchHit
 from cdc_agent.source.clock import SourceClock
 from cdc_agent.verify.report import Report, Wanted
@@ -322,6 +323,11 @@ class DaemonService:
         if self._daemon.agency is None:
             raise UsageError("this daemon runs no agents of yours", hint="name their app in agents, see docs/AGENTS.md")
         return self._daemon.agency
+
+    def sagas(self) -> SagaOperations:
+        if self._daemon.sagas is None:
+            raise UsageError("this daemon has no sagas", hint="declare one in an app of agents, see docs/SAGAS.md")
+        return self._daemon.sagas.operations
 
     def _mail(self) -> Mail:
         if self._daemon.mail is None:

@@ -65,6 +65,33 @@ create table if not exists reading (
     commit_lsn integer not null,
     origin     blob
 );
+-- One row for each saga that ever began; ``steps`` is the shape of its declaration by then, as JSON.
+create table if not exists saga (
+    number      integer primary key autoincrement,
+    id          text    not null unique,
+    name        text    not null,
+    state       text    not null,
+    steps       text    not null,
+    cursor      integer not null,
+    alternative integer not null,
+    attempt     integer not null,
+    doubtful    integer not null,
+    due_us      integer,
+    results     blob    not null,
+    reason      text    not null,
+    error       text    not null,
+    version     integer not null,
+    started_us  integer not null,
+    changed_us  integer not null,
+    -- The command that began it.
+    start       blob    not null,
+    -- Of everything above but the number: nothing is done in the world because of a byte that flipped.
+    checksum    integer not null,
+    -- Whether nobody declares it as it was when it began.
+    orphaned    integer not null
+);
+create index if not exists saga_due on saga (due_us) where due_us is not null and orphaned = 0;
+create index if not exists saga_open on saga (state, orphaned) where state not in ('completed', 'compensated');
 
 -- insert --
 insert into event

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypedDict, TypeVar, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from cdc_agent.errors import ConfigError
 from cdc_agent.events import Event, Kind
 from cdc_agent.reactions.agent import OPS, Agent, Fuse, Handler, Retries, Trigger
+from cdc_agent.sagas.model import Saga
 
 __all__ = ["Agents", "Options"]
 
@@ -18,13 +19,6 @@ _INTERVAL = re.compile(r"(\d{1,6})(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 #: More often than this nobody could tell from a loop.
 _LEAST_S = 0.1
-
-
-class Saga(Protocol):
-    """What matters here of a saga of ``cdc_agent.sagas``."""
-
-    @property
-    def name(self) -> str: ...
 
 
 class Options(TypedDict, total=False):

@@ -17,6 +17,7 @@ from cdc_agent.events import Event, Kind
 from cdc_agent.journal.base import Entry, Query
 from cdc_agent.lsn import Lsn
 from cdc_agent.reactions.guard import step_of
+from cdc_agent.sagas.model import START, Saga
 
 __all__ = ["Context", "Park", "Tools", "named"]
 
@@ -81,12 +82,13 @@ class Context:
             raise AgentError(f"no agent carries out {type_!r}", hint=f"commands here: {known}")
         return self._add(Kind.COMMAND, type_, data, key)
 
-    def start(self, saga: str, data: Any = None, *, key: str | None = None) -> Event:
+    def start(self, saga: str | Saga, data: Any = None, *, key: str | None = None) -> Event:
         """Begin a saga. Raises ``AgentError`` when there is none of this name."""
-        if saga not in self._tools.sagas:
+        name = saga.name if isinstance(saga, Saga) else saga
+        if name not in self._tools.sagas:
             known = ", ".join(sorted(self._tools.sagas)) or "none"
-            raise AgentError(f"there is no saga {saga!r}", hint=f"app.add(saga) makes one known; known here: {known}")
-        return self._add(Kind.COMMAND, f"saga.start.{saga}", data, key)
+            raise AgentError(f"there is no saga {name!r}", hint=f"app.add(saga) makes one known; known here: {known}")
+        return self._add(Kind.COMMAND, f"{START}{name}", data, key)
 
     def search(
         self, collection: str, query: str, *, k: int = 5, where: Mapping[str, Any] | None = None, fresh: bool = False

@@ -55,6 +55,7 @@ from cdc_agent.web.requests import (
     parse,
     read_body,
 )
+from cdc_agent.web.sagas import saga_doors
 from cdc_agent.web.service import LetterQuery, Service
 from cdc_agent.web.tokens import Tokens
 
@@ -92,6 +93,7 @@ def create_app(service: Service, *, tokens: Tokens | None = None, live: LiveSour
         [
             *routes.table(),
             *agent_doors(service.agents, routes.operate),
+            *saga_doors(lambda: service.sagas(), routes.operate),
             *(live_doors(live, routes.operate) if live is not None else ()),
         ]
     )

@@ -142,6 +142,8 @@ class LiveHub:
 
 def _without_keys(state: dict[str, Any]) -> dict[str, Any]:
     """Numbers stay; what names rows, or may quote one, goes."""
+    if state.get("sagas") is not None:
+        state = {**state, "sagas": {**state["sagas"], "waiting": []}}
     work = state.get("work")
     if work is None:
         return state

@@ -15,6 +15,7 @@ from cdc_agent.resync_order import ResyncOrder
 from cdc_agent.search import SearchHit
 from cdc_agent.verify.report import Report, Wanted
 from cdc_agent.web.agents import AgentService
+from cdc_agent.web.sagas import SagaService
 from cdc_agent.webhooks.inbox import Receipt
 
 __all__ = ["LetterPage", "LetterQuery", "Problem", "Service"]
@@ -133,6 +134,9 @@ class Service(Protocol):
 
     def agents(self) -> AgentService:
         """The user's agents. Raises ``UsageError`` where none are configured."""
+
+    def sagas(self) -> SagaService:
+        """Sagas of the user's agents. Raises ``UsageError`` where there are none."""
         ...
 
     def facts(self, wanted: Query) -> Sequence[Entry]:

@@ -51,6 +51,7 @@ const receive = {
     }
     if (state.problems) showProblems(state.problems);
     if ('slot' in state) showSlot(state.slot);
+    if ('sagas' in state) showSagas(state.sagas);
     if (state.work) {
       showCollections(state.work.collections);
       if (searchWaits) {

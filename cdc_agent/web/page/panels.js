@@ -181,6 +181,30 @@ function showLetters(letters) {
     });
 }
 
+const SAGA_STATES = { waiting: 'waiting for an approval', stuck: 'stuck: something cannot be undone', orphaned: 'orphaned: declared otherwise now' };
+
+/** How many sagas are under way, and those that wait for somebody. */
+function showSagas(sagas) {
+  byId('sagas-panel').hidden = sagas === null;
+  if (sagas === null) return;
+  const states = Object.entries(sagas.counts);
+  setText(byId('sagas-count'), states.length ? number(states.reduce((sum, [, count]) => sum + count, 0)) : '');
+  setText(byId('sagas-states'), states.map(([state, count]) => `${number(count)} ${SAGA_STATES[state] ?? state}`).join(', ') || 'None is under way.');
+  const hidden = (sagas.counts.waiting ?? 0) - sagas.waiting.length;
+  setText(byId('sagas-more'), sagas.waiting.length && hidden > 0 ? `and ${number(hidden)} more; cdc-agent sagas list names them` : '');
+  keyed(byId('sagas-waiting'), sagas.waiting, (saga) => `${saga.id} ${saga.step}`,
+    (saga) => {
+      const path = `/sagas/${saga.id}`;
+      return h('li', {},
+        h('span', { class: 'title mono' }, `${saga.saga} ${saga.key}`),
+        h('span', { class: 'does' }, act('Approve', `${path}/approve`, 'Approved', { body: { step: saga.step }, twice: true }), act('Reject', `${path}/reject`, 'Rejected', { body: { step: saga.step }, twice: true })),
+        h('span', { class: 'sub' }));
+    },
+    (row, saga) => {
+      setText(row.lastChild, `waits for ${saga.step} · ${saga.id} · until ${saga.due_at} · begun ${ago(Date.parse(saga.started_at) / 1000, Date.now() / 1000)}`);
+    });
+}
+
 function showResyncs(resyncs) {
   byId('resyncs-empty').hidden = resyncs.length > 0;
   keyed(byId('resyncs'), resyncs, (resync) => resync.id,

@@ -21,7 +21,9 @@ __all__ = ["DEATHS", "DISTURBANCES", "Fault", "failpoint_of", "unusable"]
 
 #: Places that a run of ours passes. Mending, migrating and parking do not happen here.
 _PLACES = tuple(
-    n for n in NAMES if not n.startswith(("mending_", "migrate_", "agents_")) and n not in ("dead_letter", "drain")
+    n
+    for n in NAMES
+    if not n.startswith(("mending_", "migrate_", "agents_", "saga_")) and n not in ("dead_letter", "drain")
 )
 #: The second daemon, when it may not stream, says so and ends.
 _REFUSED = (75, 78)

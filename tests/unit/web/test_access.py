@@ -51,6 +51,9 @@ TABLE = {
     ("GET", "/agents/{agent}/letters/{number:int}"): ADMIN,
     ("POST", "/agents/{agent}/letters/{number:int}/{action}"): ADMIN,
     ("POST", "/events"): ADMIN,
+    ("GET", "/sagas"): ADMIN,
+    ("GET", "/sagas/{saga_id}"): ADMIN,
+    ("POST", "/sagas/{saga_id}/{action}"): ADMIN,
     ("POST", "/webhooks/{source}"): OPEN,
     ("GET", "/migrations"): ADMIN,
     ("POST", "/migrations"): ADMIN,
@@ -65,6 +68,7 @@ TABLE = {
 #: What stands for the parameters of a path.
 VALUES = {
     "letter_id": "3",
+    "saga_id": "refund-1",
     "resync_id": "1",
     "number": "1",
     "collection": "articles",

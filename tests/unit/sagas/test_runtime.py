@@ -1,0 +1,499 @@
+"""Sagas complete or are compensated, whatever the outside world does, and say everything that became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdc_agent.errors import AgentError, UsageError
+from cdc_agent.events import Kind
+from cdc_agent.journal.base import Query
+from cdc_agent.sagas import Approval, Saga, Step, StepContext
+from cdc_agent.sagas.context import SagaTools
+from tests.support.saga_world import NOW, House, World, start_command
+
+NewHouse = Callable[..., House]
+
+
+@pytest.fixture
+def new_house(tmp_path: Path) -> Iterator[NewHouse]:
+    houses: list[House] = []
+
+    def build(*sagas: Saga, **more: Any) -> House:
+        houses.append(House(tmp_path / "journal.sqlite", *sagas, **more))
+        return houses[-1]
+
+    yield build
+    for house in houses:
+        house.file.close()
+
+
+def refund(world: World, **more: Any) -> Saga:
+    """Reserve, pay by one gateway or the other, tell."""
+    pay = {"attempts": 3, "backoff_s": 0.5, "alternatives": (world.does("gateway_b"),)} | more
+    steps = [
+        Step("reserve", world.does("reserve"), undo=world.does("release")),
+        Step("pay", world.does("gateway_a"), **pay),
+        Step("tell", world.does("tell"), undo=world.does("untell")),
+    ]
+    return Saga("refund", steps)
+
+
+def test_a_saga_does_its_steps_in_order_and_completes(new_house: NewHouse) -> None:
+    # Given a saga in a world where all is well
+    world = World()
+    house = new_house(refund(world))
+
+    # When somebody begins it
+    id_ = house.start("refund")
+
+    # Then every step was done once, under a key of its own
+    assert world.calls == [
+        ("reserve", f"{id_}:reserve"),
+        ("gateway_a", f"{id_}:pay"),
+        ("tell", f"{id_}:tell"),
+    ]
+    assert house.one().state == "completed"
+    assert house.one().results["pay"] == {"receipt": "receipt gateway_a"}
+    assert house.facts() == ["started", "step_done", "step_done", "step_done", "completed"]
+
+
+def test_a_command_that_is_read_again_begins_nothing(new_house: NewHouse) -> None:
+    # Given a saga that has ended
+    world = World()
+    house = new_house(refund(world))
+    house.start("refund")
+
+    # When whoever began it does so again, and the runtime begins to read anew
+    house.journal.append([start_command("refund")])
+    house.runtime._reached = 0
+    house.runtime.until_idle()
+
+    # Then nothing happens
+    assert len(house.book.find()) == 1
+    assert len(world.calls) == 3
+
+
+def test_a_failed_attempt_is_repeated_with_the_same_key_after_a_while(new_house: NewHouse) -> None:
+    # Given a gateway that does not answer twice
+    world = World({"gateway_a": ["fail", "fail"]})
+    house = new_house(refund(world))
+
+    # When the saga comes to it
+    id_ = house.start("refund")
+
+    # Then it is tried again after half a second, and a second more
+    assert (house.one().state, house.one().attempt) == ("running", 1)
+    assert house.runtime.next_due() == NOW.timestamp() + 0.5
+    house.now += 0.49
+    house.runtime.until_idle()
+    assert world.names() == ["reserve", "gateway_a"]
+    house.to_the_end()
+    assert house.now == NOW.timestamp() + 1.5
+    assert [call for call in world.calls if call[0] == "gateway_a"] == [("gateway_a", f"{id_}:pay")] * 3
+    assert house.one().state == "completed"
+
+
+def test_a_pause_between_attempts_survives_a_restart(new_house: NewHouse) -> None:
+    world = World({"gateway_a": ["fail"]})
+    house = new_house(refund(world))
+    house.start("refund")
+
+    house.reopened().runtime.until_idle()
+    assert world.names() == ["reserve", "gateway_a"]
+
+    house.to_the_end()
+    assert world.names() == ["reserve", "gateway_a", "gateway_a", "tell"]
+
+
+def test_when_one_way_fails_the_next_is_tried(new_house: NewHouse) -> None:
+    world = World({"gateway_a": ["fail"] * 3, "gateway_b": ["fail"]})
+    house = new_house(refund(world))
+
+    house.start("refund")
+    house.to_the_end()
+
+    assert world.names() == ["reserve", *["gateway_a"] * 3, "gateway_b", "gateway_b", "tell"]
+    assert house.facts(type="saga.alternative") == ["alternative"]
+    assert house.one().state == "completed"
+
+
+def test_when_every_way_fails_what_was_done_is_undone_the_last_first(new_house: NewHouse) -> None:
+    # Given a saga whose last step fails for good
+    world = World({"last": ["fail"] * 9})
+    steps = [Step(n, world.does(n), undo=world.does(f"un{n}"), backoff_s=0) for n in ("one", "two", "last")]
+    house = new_house(Saga("trip", steps))
+
+    # When it is begun
+    id_ = house.start("trip")
+    house.to_the_end()
+
+    # Then that step, which may have been done, and those before it are undone in reverse
+    assert world.names() == ["one", "two", *["last"] * 3, "unlast", "untwo", "unone"]
+    assert ("untwo", f"{id_}:two:undo") in world.calls
+    record = house.one()
+    assert record.state == "compensated"
+    assert record.reason.startswith("step last failed: ConnectionError")
+    assert house.facts()[-5:] == ["compensating", "undone", "undone", "undone", "compensated"]
+
+
+def test_a_refusal_is_not_repeated_and_there_is_nothing_to_undo_of_it(new_house: NewHouse) -> None:
+    world = World({"pay": ["refuse"]})
+    steps = [Step(n, world.does(n), undo=world.does(f"un{n}")) for n in ("reserve", "pay")]
+    house = new_house(Saga("refund", steps))
+
+    house.start("refund")
+    house.to_the_end()
+
+    assert world.names() == ["reserve", "pay", "unreserve"]
+
+
+def test_what_may_have_been_done_in_one_way_is_undone_although_another_was_refused(new_house: NewHouse) -> None:
+    # Given one gateway that does what it is asked without ever answering, and one that refuses
+    world = World({"a": ["lost"], "b": ["refuse"]})
+    pay = Step("pay", world.does("a"), undo=world.does("unpay"), attempts=1, alternatives=(world.does("b"),))
+    house = new_house(Saga("refund", [pay]))
+
+    house.start("refund")
+    house.to_the_end()
+
+    assert world.names() == ["a", "b", "unpay"]
+    assert house.one().state == "compensated"
+
+
+def test_a_lost_answer_has_its_effect_once(new_house: NewHouse) -> None:
+    world = World({"gateway_a": ["lost"]})
+    house = new_house(refund(world))
+
+    id_ = house.start("refund")
+    house.to_the_end()
+
+    assert world.names().count("gateway_a") == 2
+    assert list(world.effects) == [f"{id_}:reserve", f"{id_}:pay", f"{id_}:tell"]
+
+
+def test_what_cannot_be_undone_is_tried_for_ever_and_a_human_is_told_once(new_house: NewHouse) -> None:
+    # Given something that cannot be undone for long, and somebody who wants to know
+    world = World({"pay": ["refuse"], "release": ["fail"] * 50})
+    steps = [Step("reserve", world.does("reserve"), undo=world.does("release")), Step("pay", world.does("pay"))]
+
+    def alert(context: StepContext) -> None:
+        context.command("call_a_human", {"saga": context.saga_id, "error": context.error})
+
+    house = new_house(Saga("refund", steps, on_stuck=alert))
+    house.start("refund")
+
+    # When it has failed five times
+    for _ in range(4):
+        assert house.one().state == "compensating"
+        house.now = house.runtime.next_due() or 0
+        house.runtime.until_idle()
+
+    # Then the saga is stuck, and says so, with what the alert emitted
+    assert house.one().state == "stuck"
+    [told] = house.journal.find(Query(kind=Kind.COMMAND, type="call_a_human"))
+    assert told.event.data["error"] == "ConnectionError: release does not answer"
+    assert house.facts(type="saga.stuck") == ["stuck"]
+    facts = len(house.facts())
+
+    # And it goes on trying, at most five minutes apart, without saying any more, until it succeeds.
+    for _ in range(40):
+        before, house.now = house.now, house.runtime.next_due() or 0
+        assert house.now - before <= 300
+        house.runtime.until_idle()
+    assert len(house.facts()) == facts
+    house.to_the_end()
+    assert house.one().state == "compensated"
+    assert house.facts()[facts:] == ["undone", "compensated"]
+    assert len(house.journal.find(Query(kind=Kind.COMMAND, type="call_a_human"))) == 1
+
+
+def test_an_alert_that_fails_is_told_too_and_holds_nothing_up(new_house: NewHouse) -> None:
+    world = World({"pay": ["refuse"], "release": ["fail"] * 5})
+    steps = [Step("reserve", world.does("reserve"), undo=world.does("release")), Step("pay", world.does("pay"))]
+    house = new_house(Saga("refund", steps, on_stuck=World({"mail": ["fail"]}).does("mail")))
+
+    house.start("refund")
+    house.to_the_end()
+
+    [stuck] = house.journal.find(Query(type="saga.stuck"))
+    assert stuck.event.data["on_stuck_failed"] == "ConnectionError: mail does not answer"
+    assert house.one().state == "compensated"
+
+
+# What steps see and say.
+
+
+def test_a_step_sees_what_the_saga_was_begun_with_and_what_earlier_steps_returned(new_house: NewHouse) -> None:
+    seen: list[Any] = []
+
+    def first(context: StepContext) -> Any:
+        seen.append((context.data, context.results, context.attempt, context.key))
+        context.results["mine"] = "not kept"
+        return {"n": 1}
+
+    async def second(context: StepContext) -> Any:
+        await asyncio.sleep(0)
+        seen.append((context.results, context.event.id))
+
+    house = new_house(Saga("s", [Step("first", first), Step("second", second)]))
+    house.start("s", data={"cents": 5})
+
+    assert seen == [({"cents": 5}, {"mine": "not kept"}, 1, "order-1"), ({"first": {"n": 1}}, "1")]
+    assert house.one().results == {"first": {"n": 1}, "second": None}
+
+
+def test_what_a_step_emits_counts_when_it_ends_well_and_only_then(new_house: NewHouse) -> None:
+    # Given a step that emits and fails, and emits again and succeeds
+    outcomes = iter([True, False])
+
+    def step(context: StepContext) -> None:
+        context.emit("paid", {"attempt": context.attempt})
+        context.command("thank", key="customer-3")
+        if next(outcomes):
+            raise ConnectionError
+
+    house = new_house(Saga("s", [Step("pay", step)]))
+    id_ = house.start("s")
+    house.to_the_end()
+
+    # Then what it said the second time is in the journal, with where it comes from
+    paid, thanked = house.journal.find(Query(type="paid")) + house.journal.find(Query(type="thank"))
+    assert paid.event.data == {"attempt": 2}
+    assert (paid.event.source, paid.event.key, paid.event.time) == ("saga/s", "order-1", NOW + dt.timedelta(seconds=1))
+    assert (paid.event.correlation_id, paid.event.causation_id, paid.event.hops) == ("purchase-7", "1", 2)
+    assert [step.partition(":")[0] for step in paid.event.trail] == ["shop", "saga/s"]
+    assert (thanked.event.kind, thanked.event.key) == (Kind.COMMAND, "customer-3")
+    assert paid.event.id.startswith(f"{id_}/")
+
+
+@pytest.mark.parametrize("result", [object(), 1 << 70, "x" * 2_000_000, float], ids=["object", "int", "long", "type"])
+def test_a_result_that_is_no_json_is_a_failure(new_house: NewHouse, result: Any) -> None:
+    house = new_house(Saga("s", [Step("odd", lambda _: result, attempts=1)]))
+
+    house.start("s")
+
+    assert house.one().state == "compensated"
+    assert "AgentError" in house.one().error
+
+
+def test_a_step_can_search_and_command_only_what_there_is(new_house: NewHouse) -> None:
+    tools = SagaTools(search=lambda *what, **more: [(what, more)], commands={"thank"})
+    told: list[Any] = []
+
+    def step(context: StepContext) -> None:
+        told.append(context.search("docs", "refunds", k=2))
+        context.command("thank")
+        with pytest.raises(AgentError, match="no agent carries out 'thnak'"):
+            context.command("thnak")
+
+    house = new_house(Saga("s", [Step("look", step)]), tools=tools)
+    house.start("s")
+
+    assert house.one().state == "completed"
+    assert told == [[(("docs", "refunds"), {"k": 2, "where": None})]]
+
+
+# Approvals.
+
+
+def approved(world: World, **more: Any) -> Saga:
+    return Saga(
+        "payout",
+        [
+            Step("reserve", world.does("reserve"), undo=world.does("release")),
+            Approval("agree", **more),
+            Step("pay", world.does("pay")),
+        ],
+    )
+
+
+def test_a_saga_waits_for_an_approval_over_a_restart_and_then_goes_on(new_house: NewHouse) -> None:
+    # Given a saga that waits
+    world = World()
+    house = new_house(approved(world))
+    id_ = house.start("payout")
+    assert (house.one().state, house.one().step) == ("waiting", "agree")
+    assert house.facts()[-1] == "approval_wanted"
+
+    # When somebody approves after a restart
+    house.reopened()
+    house.now += 3600
+    house.runtime.until_idle()
+    assert world.names() == ["reserve"]
+    answer = house.operations.act(id_, "approve", step="agree", by="anna", note="fine")
+    house.runtime.until_idle()
+
+    # Then it goes on, and it is known who it was
+    assert answer is not None
+    assert answer["state"] == "running"
+    assert world.names() == ["reserve", "pay"]
+    assert house.one().results["agree"] == {"approved": True, "by": "anna", "note": "fine"}
+    [said] = house.journal.find(Query(type="saga.approved"))
+    assert said.event.data["by"] == "anna"
+
+
+def test_a_second_approval_is_refused(new_house: NewHouse) -> None:
+    house = new_house(approved(World()))
+    id_ = house.start("payout")
+    house.operations.act(id_, "approve")
+
+    with pytest.raises(UsageError, match="waits for nobody's approval"):
+        house.operations.act(id_, "approve")
+    assert house.operations.act("nobody", "approve") is None
+
+
+def test_an_approval_of_another_step_is_refused(new_house: NewHouse) -> None:
+    house = new_house(approved(World()))
+    id_ = house.start("payout")
+
+    with pytest.raises(UsageError, match="does not wait for pay"):
+        house.operations.act(id_, "approve", step="pay")
+    assert house.one().state == "waiting"
+
+
+def test_a_rejection_undoes_what_was_done(new_house: NewHouse) -> None:
+    world = World()
+    house = new_house(approved(world))
+
+    house.operations.act(house.start("payout"), "reject", by="bert")
+    house.runtime.until_idle()
+
+    assert world.names() == ["reserve", "release"]
+    assert house.facts()[-4:] == ["rejected", "compensating", "undone", "compensated"]
+
+
+@pytest.mark.parametrize(
+    ("on_timeout", "calls", "state"),
+    [("compensate", ["reserve", "release"], "compensated"), ("continue", ["reserve", "pay"], "completed")],
+)
+def test_when_nobody_answers_in_time_the_declaration_decides(
+    new_house: NewHouse, on_timeout: str, calls: list[str], state: str
+) -> None:
+    world = World()
+    house = new_house(approved(world, timeout_s=60, on_timeout=on_timeout))
+    id_ = house.start("payout")
+
+    house.now += 59
+    house.runtime.until_idle()
+    assert house.one().state == "waiting"
+    house.now += 1
+    house.runtime.until_idle()
+
+    assert world.names() == calls
+    assert house.one().state == state
+    assert house.facts(type="saga.timed_out") == ["timed_out"]
+    with pytest.raises(UsageError):
+        house.operations.act(id_, "approve")
+
+
+def test_a_saga_may_begin_and_end_with_an_approval(new_house: NewHouse) -> None:
+    world = World()
+    house = new_house(Saga("s", [Approval("first"), Step("do", world.does("do")), Approval("last")]))
+    id_ = house.start("s")
+
+    for _ in range(2):
+        house.operations.act(id_, "approve")
+        house.runtime.until_idle()
+
+    assert world.names() == ["do"]
+    assert house.one().state == "completed"
+
+
+# Cancelling.
+
+
+def test_to_cancel_is_to_undo_what_was_done_and_what_may_be_being_done(new_house: NewHouse) -> None:
+    # Given a saga that waits for its second attempt at a step
+    world = World({"two": ["lost"]})
+    steps = [Step(n, world.does(n), undo=world.does(f"un{n}")) for n in ("one", "two", "three")]
+    house = new_house(Saga("trip", steps))
+    id_ = house.start("trip")
+
+    # When it is cancelled
+    house.operations.act(id_, "cancel", by="carl")
+    house.to_the_end()
+
+    # Then both are undone, and it cannot be cancelled again
+    assert world.names() == ["one", "two", "untwo", "unone"]
+    assert "cancelled" in house.facts()
+    with pytest.raises(UsageError, match="is compensated"):
+        house.operations.act(id_, "cancel")
+
+
+# Declarations that change.
+
+
+def test_a_saga_whose_declaration_changed_is_left_alone_until_it_is_declared_as_it_was(new_house: NewHouse) -> None:
+    # Given a saga that waits, declared otherwise after a restart
+    world = World()
+    house = new_house(approved(world))
+    id_ = house.start("payout")
+    other = Saga("payout", [Step("hold", world.does("hold")), Approval("agree"), Step("pay", world.does("pay"))])
+    house.reopened(other)
+    house.now += 1_000_000
+    house.runtime.until_idle()
+
+    # Then nothing is guessed
+    [shown] = house.operations.find(state="orphaned")
+    assert shown["state"] == "orphaned"
+    assert "reserve, agree, pay" in shown["hint"]
+    with pytest.raises(UsageError, match="is an orphan") as refused:
+        house.operations.act(id_, "approve")
+    assert "reserve, agree, pay" in refused.value.hint
+
+    # When it is declared as it was, then it goes on
+    house.now = NOW.timestamp()
+    house.reopened(approved(world))
+    house.operations.act(id_, "approve")
+    house.runtime.until_idle()
+    assert world.names() == ["reserve", "pay"]
+
+
+def test_a_saga_that_nobody_declares_begins_when_somebody_does(new_house: NewHouse) -> None:
+    world = World()
+    house = new_house(approved(world))
+    house.start("refund")
+    [shown] = house.operations.find(name="refund")
+    assert (shown["state"], shown["step"]) == ("orphaned", "")
+    assert "declares a saga refund" in shown["hint"]
+
+    house.reopened(refund(world), approved(world)).runtime.until_idle()
+
+    assert world.names() == ["reserve", "gateway_a", "tell"]
+    assert house.one().state == "completed"
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 100, "a/b"])
+def test_a_name_that_no_saga_can_have_begins_nothing(new_house: NewHouse, name: str) -> None:
+    house = new_house(approved(World()))
+    house.journal.append([start_command(name)])
+
+    house.runtime.until_idle()
+
+    assert house.book.find() == []
+
+
+# Looking.
+
+
+def test_what_is_shown_can_be_written_as_json_and_has_everything(new_house: NewHouse) -> None:
+    house = new_house(approved(World()))
+    id_ = house.start("payout", data={"cents": 7})
+
+    shown = house.operations.show(id_)
+
+    assert json.loads(json.dumps(shown)) == shown
+    assert shown is not None
+    assert (shown["data"], shown["steps"], shown["step"]) == ({"cents": 7}, ["reserve", "agree", "pay"], "agree")
+    assert [said["type"] for said in shown["history"]] == ["saga.started", "saga.step_done", "saga.approval_wanted"]
+    assert house.operations.show("nobody") is None
+    assert "data" not in house.operations.find()[0]
+    with pytest.raises(UsageError, match="no state"):
+        house.operations.find(state="sleeping")
