@@ -26,6 +26,9 @@ class Service:
     def __init__(self, house: House | None) -> None:
         self.house = house
 
+    def agents(self) -> Any:
+        raise UsageError("there are none")
+
     def sagas(self) -> SagaOperations:
         if self.house is None:
             raise UsageError("this daemon has no sagas")
