@@ -182,14 +182,14 @@ class ChunkingConfig(_Section):
 
 
 class FeedConfig(_Section):
-    kind: Literal["github"]
+    kind: Literal["github", "notion"]
     """Who keeps the documents. Required."""
     webhook: str | None = None
     """Name in `webhooks` of the sender that says when something changed. Default: nobody, it is found in time."""
     token_file: Path | None = None
-    """File with the token that may read the documents. It is read again at each request."""
+    """File with the token that may read the documents, read at each request. Required with notion."""
     api_url: str | None = Field(default=None, pattern=r"^https?://[^/?#@]+(/[^?#@]*)?$")
-    """Base URL of the API, which alone is asked. Default: `https://api.github.com`."""
+    """Base URL of the API, which alone is asked. Default: that of GitHub or Notion."""
     list_every_s: float = Field(default=900.0, ge=1, allow_inf_nan=False)
     """Seconds between looks at everything, which make up for webhooks that never came."""
     max_documents: int = Field(default=10_000, ge=1)
@@ -214,6 +214,15 @@ class FeedConfig(_Section):
     def _names_its_place(self) -> Self:
         if self.kind == "github" and self.repository is None:
             raise wrong("is missing", key="repository", hint="write owner/name, as in the address of the repository")
+        if self.kind == "notion" and self.token_file is None:
+            raise wrong(
+                "is missing", key="token_file", hint="write the integration's token into a file; Notion needs one"
+            )
+        fields = type(self).model_fields
+        # By value: the ledger remembers a feed with all its defaults.
+        others = [n for n in ("repository", "branch", "paths") if getattr(self, n) != fields[n].default]
+        if self.kind == "notion" and others:
+            raise wrong("is for github only", key=others[0], hint="share pages with the integration, in Notion")
         return self
 
 

@@ -215,6 +215,21 @@ def _open(
 
 
 def _feed(config: FeedConfig) -> Feed:
+    return _github(config) if config.kind == "github" else _notion(config)
+
+
+def _notion(config: FeedConfig) -> Feed:
+    from cdc_agent.feeds.notion import HEADERS, PER_S, NotionFeed
+
+    url = config.api_url or "https://api.notion.com"
+    return NotionFeed(
+        Api(url, name="Notion", token_file=config.token_file, headers=HEADERS, per_s=PER_S),
+        max_document_bytes=config.max_file_bytes,
+        max_documents=config.max_documents,
+    )
+
+
+def _github(config: FeedConfig) -> Feed:
     from cdc_agent.feeds.github import HEADERS, GithubFeed, web_url_of
 
     url = config.api_url or "https://api.github.com"

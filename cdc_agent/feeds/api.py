@@ -27,6 +27,8 @@ _WHOLE_S = 120.0
 #: Seconds to wait when somebody limits us without saying for how long, and at most.
 _LIMITED_S = 60.0
 _MOST_S = 3600.0
+#: Requests that may come at once where there is a limit to the second.
+_BURST = 10.0
 #: Answers that the caller deals with.
 _UNDERSTOOD = frozenset({200, 400, 404, 409})
 
@@ -45,7 +47,10 @@ def below(*parts: str) -> str:
 
 
 class Api:
-    """``token_file`` is read at each request, so that a token may change; it travels as a bearer token."""
+    """``token_file`` is read at each request, so that a token may change; it travels as a bearer token.
+
+    ``per_s`` is how often somebody lets us ask.
+    """
 
     def __init__(
         self,
@@ -54,11 +59,14 @@ class Api:
         name: str,
         token_file: Path | None,
         headers: Mapping[str, str],
+        per_s: float | None = None,
         max_bytes: int = 64 << 20,
         whole_s: float = _WHOLE_S,
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._sleep = sleep
         self._base = base_url.rstrip("/")
         self._name = name
         self._token_file = token_file
@@ -66,6 +74,8 @@ class Api:
         self._whole_s = whole_s
         self._wall_clock = wall_clock
         self._clock = clock
+        self._per_s = per_s
+        self._allowed, self._counted_at = float(_BURST), clock()
         self._client = httpx.Client(
             headers={"User-Agent": f"cdc-agent/{cdc_agent.__version__}", **headers},
             timeout=_TIMEOUT_S,
@@ -84,7 +94,18 @@ class Api:
     def close(self) -> None:
         self._client.close()
 
+    def _pace(self) -> None:
+        """Ask no faster than is allowed on average, but for a few at once."""
+        if self._per_s is None:
+            return
+        now = self._clock()
+        self._allowed = min(_BURST, self._allowed + (now - self._counted_at) * self._per_s) - 1
+        self._counted_at = now
+        if self._allowed < 0:
+            self._sleep(-self._allowed / self._per_s)
+
     def _ask(self, method: str, path: str, **what: Any) -> Answer:
+        self._pace()
         try:
             with self._client.stream(method, self._base + path, headers=self._authorization(), **what) as response:
                 body = self._read(response)

@@ -26,12 +26,13 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """What a doorbell says: look at ``keys``; at everything if there are none."""
+    """What a doorbell says: look at ``keys``, and with ``whole`` at everything."""
 
     keys: frozenset[str] = frozenset()
+    whole: bool = False
 
 
-EVERYTHING = Ring()
+EVERYTHING = Ring(whole=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

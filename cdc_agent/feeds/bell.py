@@ -93,9 +93,9 @@ class Bell:
     def _look(self, rings: list[Ring]) -> None:
         if not rings:
             return
-        keys = _together(rings).keys
-        self._retrier.until_done("feed", lambda: self._follower.look(keys), (FeedUnavailable,))
-        if not keys:
+        ring = _together(rings)
+        self._retrier.until_done("feed", lambda: self._follower.look(ring), (FeedUnavailable,))
+        if ring.whole:
             self._next_all = self._clock() + self._every_s
             self._tell()
 
@@ -124,4 +124,6 @@ class Bell:
 
 def _together(rings: list[Ring]) -> Ring:
     keys = frozenset[str]().union(*(ring.keys for ring in rings))
-    return Ring(keys) if all(ring.keys for ring in rings) and len(keys) <= _MOST_KEYS else EVERYTHING
+    if len(keys) > _MOST_KEYS:
+        return EVERYTHING
+    return Ring(keys, whole=any(ring.whole for ring in rings))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["COLUMNS", "GITHUB"]
+__all__ = ["COLUMNS", "GITHUB", "NOTION"]
 
 GITHUB = ("path", "title", "body", "url", "repository", "branch", "sha")
 
-COLUMNS = {"github": GITHUB}
+NOTION = ("id", "title", "body", "properties", "url", "parent", "created_at", "edited_at")
+
+COLUMNS = {"github": GITHUB, "notion": NOTION}

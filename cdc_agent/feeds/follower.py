@@ -21,7 +21,7 @@ from cdc_agent import metrics
 from cdc_agent.errors import FeedUnavailable, StreamFull
 from cdc_agent.events import Change, Op, RawRow, Relation, Transaction
 from cdc_agent.failpoints import hit
-from cdc_agent.feeds.base import Feed, Found
+from cdc_agent.feeds.base import EVERYTHING, Feed, Found, Ring
 from cdc_agent.feeds.mirror import Changed, Mirror
 from cdc_agent.lsn import Lsn
 from cdc_agent.retry import Stopping
@@ -68,31 +68,30 @@ class Follower:
 
     # -- looking ----------------------------------------------------------------------------------------------
 
-    def look(self, keys: frozenset[str] = frozenset()) -> int:
-        """Make the mirror equal to the feed, or only some keys of it; returns how many documents changed.
+    def look(self, ring: Ring = EVERYTHING) -> int:
+        """Make the mirror equal to the feed, or what a doorbell names of it; returns how many documents changed.
 
         What was done by the time that something fails stays done. Raises ``FeedUnavailable``.
         """
         with self._looking:
             began = self._clock()
             try:
-                changed = self._look(keys)
+                changed = self._look(ring)
             except FeedUnavailable:
                 metrics.FEED_LOOKS.labels(collection=self.name, outcome="failed").inc()
                 raise
             metrics.FEED_LOOKS.labels(collection=self.name, outcome="changed" if changed else "same").inc()
-            if not keys:
+            if ring.whole:
                 metrics.FEED_LOOKED.labels(collection=self.name).set(self._wall_clock())
         if changed:
             log.info("feed looked at name=%s changed=%d took_s=%.1f", self.name, changed, self._clock() - began)
         return changed
 
-    def _look(self, keys: frozenset[str]) -> int:
+    def _look(self, ring: Ring) -> int:
         self.publish()
-        if keys:
-            wanted, gone = dict.fromkeys(sorted(keys), ""), set[str]()
-        else:
-            wanted, gone = self._differing()
+        wanted, gone = self._differing() if ring.whole else ({}, set())
+        for key in sorted(ring.keys):
+            wanted.setdefault(key, "")
         # First what is there: a file that was renamed is found under both names for a moment, and never under none.
         return self._fetch(wanted) + sum(self._remove(part) for part in _parts(sorted(gone), _GONE_AT_ONCE))
 

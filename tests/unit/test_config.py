@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from cdc_agent.config import Config, load, redacted_dsn
+from cdc_agent.config import CollectionConfig, Config, load, redacted_dsn
 from cdc_agent.config.dsn import unverified, verified
 from cdc_agent.errors import ConfigError
 
@@ -444,6 +444,19 @@ FEED = """\
     text: "{{title}}: {{body}}"
 """
 
+NOTION = """\
+  - name: wiki
+    feed: {{kind: notion, token_file: ./token{more}}}
+    text: "{{title}}: {{body}}"
+"""
+
+
+@pytest.mark.parametrize("feed", [FEED, NOTION])
+def test_a_feed_is_the_same_when_the_ledger_remembers_it(write, feed):
+    collection = load(write(feed.format(more=""))).collections[1]
+
+    assert CollectionConfig.model_validate(collection.model_dump(mode="json")) == collection
+
 
 def test_a_feed_takes_the_place_of_a_table(write):
     config = load(write(FEED.format(more=", token_file: ./token")))
@@ -463,6 +476,10 @@ def test_a_feed_takes_the_place_of_a_table(write):
         (FEED.format(more=", paths: []"), "feed.paths should have at least one entry"),
         (FEED.format(more="").replace("octo/handbook", "../handbook/x"), "feed.repository should match pattern"),
         (FEED.format(more="").replace(", repository: octo/handbook", ""), "feed.repository is missing"),
+        (NOTION.format(more=", branch: other"), "feed.branch is for github only"),
+        (NOTION.format(more="").replace(", token_file: ./token", ""), "feed.token_file is missing"),
+        (NOTION.format(more=", webhook: hub"), "webhooks has no notion sender 'hub'"),
+        (NOTION.format(more="").replace("body", "path"), "no column 'path'"),
         (FEED.format(more="").replace("body", "boddy"), "no column 'boddy'; did you mean body?"),
         (FEED.format(more="") + "    table: t\n", "has table and feed"),
         ("  - {name: second, text: '{a}'}\n", "has neither table nor feed"),

@@ -233,9 +233,9 @@ def bell_of(room: Room, journal: SqliteJournal) -> tuple[Bell, list[frozenset[st
     looks: list[frozenset[str]] = []
     look: Callable[..., int] = room.follower.look
 
-    def noted(keys: frozenset[str] = frozenset()) -> int:
-        looks.append(keys)
-        return look(keys)
+    def noted(ring: Ring = EVERYTHING) -> int:
+        looks.append(ring.keys)
+        return look(ring)
 
     room.follower.look = noted  # type: ignore[method-assign]
     health, stop = Health(), threading.Event()
