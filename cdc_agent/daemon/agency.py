@@ -20,6 +20,7 @@ from cdc_agent.lsn import Lsn
 from cdc_agent.migrate.serving import LiveSearch
 from cdc_agent.reactions.agents import Agents
 from cdc_agent.reactions.context import Search, Tools
+from cdc_agent.reactions.hands import Hands
 from cdc_agent.reactions.loading import load
 from cdc_agent.reactions.router import CONSUMER, Router
 from cdc_agent.reactions.runner import Runner
@@ -76,8 +77,16 @@ class Agency:
     """Safe to call from several threads. An agent that fails fails alone."""
 
     def __init__(
-        self, app: Agents, *, journal: Journal, desk: Desk, runners: Sequence[Runner], router: Router | None
+        self,
+        app: Agents,
+        *,
+        journal: Journal,
+        desk: Desk,
+        runners: Sequence[Runner],
+        router: Router | None,
+        hands: Hands,
     ) -> None:
+        self._hands = hands
         self._commands = app.commands
         self._journal = journal
         self._desk = desk
@@ -93,6 +102,10 @@ class Agency:
     def wake(self) -> None:
         """The process is to stop: nobody waits any longer for what might come."""
         self._journal.wake()
+
+    def close(self) -> None:
+        """After its threads have ended, or were left behind."""
+        self._hands.close()
 
     def tell(self) -> None:
         """Metrics of what is now."""
@@ -209,8 +222,9 @@ def open_agency(
         )
     elif CONSUMER in stream.consumers():
         stream.forget(CONSUMER)
+    hands = Hands(config.state_dir / "agents-in-hand.json")
     runners = [
-        Runner(agent, journal=journal, desk=desk, tools=tools, retrier=retrier, stop=stop)
+        Runner(agent, journal=journal, desk=desk, tools=tools, retrier=retrier, stop=stop, hands=hands)
         for agent in app.agents.values()
     ]
-    return Agency(app, journal=journal, desk=desk, runners=runners, router=router)
+    return Agency(app, journal=journal, desk=desk, runners=runners, router=router, hands=hands)

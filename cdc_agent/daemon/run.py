@@ -242,6 +242,8 @@ class _Running:
             log.warning("abandoning work in hand threads=%s", ",".join(busy))
         self._http.stop()
         self._service.close()
+        if daemon.agency is not None:
+            daemon.agency.close()
         daemon.traces.close()
         if daemon.chroma is not None:
             daemon.chroma.stop()

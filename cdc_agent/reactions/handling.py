@@ -25,14 +25,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """An event that an agent has in hand. ``blown``: more events of this key came than the fuse bears. ``letter``: it
-    was a dead letter, and is tried again."""
+    """An event that an agent has in hand. ``blown``: more events of this key came than the fuse bears. ``crashes``: how
+    often the process has died in its hands. ``letter``: it was a dead letter, and is tried again."""
 
     number: int
     event: Event
     key: str
     attempt: int = 1
     blown: bool = False
+    crashes: int = 0
     letter: Letter | None = None
 
 
@@ -83,6 +84,9 @@ class Handling:
         )
 
     def _refused(self, job: Job) -> Failure | None:
+        if job.crashes >= self._agent.retries.attempts:
+            told = f"the process died {job.crashes} times while this was handled"
+            return Failure(reason="crashed", error=told, final=True)
         # Somebody looked at the letter and wants it tried.
         if job.letter is not None:
             return None

@@ -23,6 +23,7 @@ from cdc_agent.reactions.agent import Agent
 from cdc_agent.reactions.context import Tools
 from cdc_agent.reactions.guard import FuseBox
 from cdc_agent.reactions.handling import Failure, Handling, Job, Loop, letter_of
+from cdc_agent.reactions.hands import Hands
 from cdc_agent.reactions.lanes import Lanes
 from cdc_agent.retry import Backoff, Retrier, Stopping
 
@@ -56,6 +57,7 @@ class Runner:
         tools: Tools,
         retrier: Retrier,
         stop: threading.Event,
+        hands: Hands | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -65,6 +67,7 @@ class Runner:
         self._tools = tools
         self._retrier = retrier
         self._stop = stop
+        self._hands = hands or Hands(None)
         self._clock = clock
         self._wall_clock = wall_clock
         self._loop = Loop(f"agent {agent.name} loop")
@@ -78,6 +81,8 @@ class Runner:
         self._saved = progress.number
         self._save_at = clock() + _REST_S
         self._hanging = 0
+        #: The threads that handle, and what each has in hand. Those that hang are not among them.
+        self._workers: dict[threading.Thread, Job | None] = {}
         #: What keeps it from working, for good.
         self.failed = ""
         self._next_tick = self._first_tick()
@@ -100,7 +105,11 @@ class Runner:
         except Stopping:
             log.debug("agent stopped name=%s", self.agent.name)
         finally:
-            self.close()
+            self._lanes.close()
+            # What is in hand ends, and is recorded, before the files are closed.
+            for thread in list(self._workers):
+                thread.join()
+            self._loop.close()
 
     def close(self) -> None:
         """Whoever waits for work goes home."""
@@ -140,7 +149,8 @@ class Runner:
             return None
         key = self._key_of(entry.event)
         blown = self._fuse is not None and self._fuse.blows(key)
-        return Job(number=entry.number, event=entry.event, key=key, blown=blown)
+        crashes = self._hands.crashes(self.agent.name, entry.number)
+        return Job(number=entry.number, event=entry.event, key=key, attempt=1 + crashes, blown=blown, crashes=crashes)
 
     def _key_of(self, event: Event) -> str:
         """What it is about; an agent whose own function fails on it is told so in the attempt."""
@@ -153,12 +163,16 @@ class Runner:
     def _take_letters(self) -> None:
         for letter in self._desk.letters(agent=self.agent.name, state="replay"):
             if not self._lanes.holds_letter(letter.number):
-                job = Job(number=letter.number, event=letter.event, key=self._key_of(letter.event), letter=letter)
+                crashes = self._hands.crashes(self.agent.name, letter.number)
+                key = self._key_of(letter.event)
+                job = Job(number=letter.number, event=letter.event, key=key, crashes=crashes, letter=letter)
                 self._lanes.add([job], 0)
 
     def _give_up_overdue(self) -> None:
         for job in self._lanes.overdue(self.agent.timeout_s + _GRACE_S):
             self._hanging += 1
+            for thread in [thread for thread, held in self._workers.items() if held is job]:
+                del self._workers[thread]
             log.error("handler hangs agent=%s event=%s threads=%d", self.agent.name, job.event.id, self._hanging)
             self._failed(job, Failure(reason="timeout", error=f"no end after {self.agent.timeout_s:g} s"))
             if self._hanging >= _HANGING * self.agent.concurrency:
@@ -195,7 +209,9 @@ class Runner:
     # -- handling threads ----------------------------------------------------------------------------------------
 
     def _hire(self) -> None:
-        threading.Thread(target=self._work, name=f"agent {self.agent.name}", daemon=True).start()
+        thread = threading.Thread(target=self._work, name=f"agent {self.agent.name}", daemon=True)
+        self._workers[thread] = None
+        thread.start()
 
     def _work(self) -> None:
         try:
@@ -213,7 +229,10 @@ class Runner:
     def _worked(self, job: Job) -> bool:
         """False when it took too long: somebody else has gone on, and nobody needs this thread."""
         began = self._clock()
+        self._workers[threading.current_thread()] = job
+        self._hands.take(self.agent.name, job.number)
         result = self._handling.attempt(job)
+        self._hands.put(self.agent.name, job.number)
         hit("agents_handled")
         if not self._lanes.claim(job):
             return False

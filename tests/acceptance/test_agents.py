@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import subprocess
@@ -300,3 +301,37 @@ def test_a_command_that_nobody_carries_out_is_refused(setup: Callable[..., Daemo
     assert refused.returncode == 2
     assert "no agent carries out 'burn'" in refused.stderr
     until(lambda: len(facts(daemon, "sent")) == 1)
+
+
+@pytest.mark.fault("agent-crashes")
+def test_an_event_that_kills_the_process_is_parked_after_its_attempts(
+    pg: Database, setup: Callable[..., DaemonProcess]
+) -> None:
+    # Given an agent that takes the whole process down, and one that works
+    daemon = setup(
+        """
+        @app.on("order", retries=Retries(attempts=2))
+        def crash(event, context):
+            if event.key == "7":
+                os.abort()
+            context.emit("survived", event.key)
+
+        @app.on("order")
+        def work(event, context):
+            context.emit("worked", event.key)
+        """
+    )
+
+    # When an order comes that it cannot bear, and the daemon is started again as often as it dies
+    with contextlib.suppress(subprocess.CalledProcessError):
+        run_cli(daemon, "emit", "order", "--key", "7")
+    daemon.wait_exit()
+    daemon.start(ready=False)
+    daemon.wait_exit()
+    daemon.start()
+    run_cli(daemon, "emit", "order", "--key", "8")
+
+    # Then that event is a dead letter, and everything goes on
+    until(lambda: len(facts(daemon, "worked")) == 2 and len(facts(daemon, "survived")) == 1)
+    assert [(letter["agent"], letter["reason"]) for letter in letters(daemon)] == [("crash", "crashed")]
+    assert_index_equals_table(daemon, pg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import threading
 from collections.abc import Callable, Iterator
@@ -257,3 +258,30 @@ def test_two_runners_of_one_agent_have_one_effect(shop: Shop) -> None:
 
     until(lambda: all(runner.passed == shop.journal.head() for runner in shop.runners.values()))
     assert len(shop.facts("handled")) == 1
+
+
+def test_what_is_in_hand_when_the_daemon_stops_is_ended_and_recorded(tmp_path: Path) -> None:
+    # Given a handler in the middle of its work, a coroutine at that
+    app = Agents()
+    begun, gate = threading.Event(), threading.Event()
+
+    @app.on("order")
+    async def handle(event: Event, context: Context) -> None:
+        begun.set()
+        await asyncio.to_thread(gate.wait, 30)
+        context.emit("handled")
+
+    shop = Shop(tmp_path / "journal.sqlite")
+    shop.open(app)
+    shop.tell(1)
+    assert begun.wait(30)
+
+    # When the daemon is to stop
+    shop.stop.set()
+    shop.journal.wake()
+    gate.set()
+    shop.threads[0].join(30)
+
+    # Then it has ended by the time the agent has
+    assert len(shop.facts("handled")) == 1
+    shop.close()
