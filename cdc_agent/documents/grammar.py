@@ -86,17 +86,39 @@ _NOT_COLUMNS: Final = frozenset(
 )
 
 
+#: How deep a condition may nest: it is checked, bound and asked by functions that call themselves.
+DEEPEST: Final = 400
+
+
 def parse_condition(sql: str) -> exp.Expression:
+    """The tree of one condition. Raises ``ConfigError`` for anything else, however deep it nests."""
     try:
         trees = sqlglot.parse(sql, read="postgres")
+    except RecursionError:
+        raise _too_deep(sql) from None
     except sqlglot.errors.SqlglotError as exc:
         raise ConfigError(f"the predicate {sql!r} is no SQL condition: {_first_line(exc)}", hint=SUPPORTED) from exc
     if len(trees) != 1 or not isinstance(trees[0], exp.Expression):
         raise ConfigError(f"the predicate {sql!r} is not one SQL condition", hint=SUPPORTED)
+    if _is_too_deep(trees[0]):
+        raise _too_deep(sql)
     for node in trees[0].walk():
         if not isinstance(node, exp.Expression) or not _is_supported(node):
             raise unsupported(sql, node)
     return trees[0]
+
+
+def _is_too_deep(tree: exp.Expression) -> bool:
+    level: list[exp.Expression] = [tree]
+    for _ in range(DEEPEST):
+        level = [child for node in level for child in node.iter_expressions()]
+        if not level:
+            return False
+    return True
+
+
+def _too_deep(sql: str) -> ConfigError:
+    return ConfigError(f"the predicate {sql[:60]!r}… nests too deeply", hint="use fewer parentheses, or `in (…)`")
 
 
 def _first_line(exc: Exception) -> str:

@@ -115,12 +115,21 @@ class _Binder:
         return operand.read
 
     def _and(self, node: exp.Expression) -> _Condition:
-        left, right = self.condition(node.this), self.condition(node.expression)
-        return lambda row: all_of(part(row) for part in (left, right))
+        parts = self._chain(node)
+        return lambda row: all_of(part(row) for part in parts)
 
     def _or(self, node: exp.Expression) -> _Condition:
-        left, right = self.condition(node.this), self.condition(node.expression)
-        return lambda row: any_of(part(row) for part in (left, right))
+        parts = self._chain(node)
+        return lambda row: any_of(part(row) for part in parts)
+
+    def _chain(self, node: exp.Expression) -> list[_Condition]:
+        """The links of ``a and b and c …``, side by side: one inside the other, a long chain is a deep tree."""
+        links: list[exp.Expression] = []
+        inner = node
+        while type(inner) is type(node):
+            links.append(inner.expression)
+            inner = inner.this
+        return [self.condition(link) for link in (inner, *reversed(links))]
 
     def _not(self, node: exp.Expression) -> _Condition:
         return _negated(self.condition(node.this))

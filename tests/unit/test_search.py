@@ -25,8 +25,8 @@ COMMIT = Version(Lsn.parse("16/B374D848"), 1)
 class Index:
     """A store and a ledger filled by the index write protocol, one step at a time."""
 
-    def __init__(self, path: Path) -> None:
-        self.store = CountingStore()
+    def __init__(self, path: Path, store: Any = None) -> None:
+        self.store = store if store is not None else CountingStore()
         self.ledger = SqliteLedger(path)
         self.embedder = HashingEmbedder()
         self.store.open_collection("articles", dimensions=self.embedder.dimensions, marker={})

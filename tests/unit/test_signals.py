@@ -58,6 +58,9 @@ def test_a_signal_asks_for_what_it_names() -> None:
         b'{"type": "resync", "table": "public.docs", "where": "n = 1 -- and no other"}',
         b'{"type": "resync", "table": "public.docs", "where": "n = 1 /* and no other */"}',
         b'{"type": "resync", "table": "public.docs", "where": "n = 1;"}',
+        b'{"type": "resync", "table": "public.docs", "where": "' + b"(" * 50_000 + b'"}',
+        b'{"type": "resync", "table": "public.docs", "where": "' + b"not " * 50_000 + b'n = 1"}',
+        b'{"type": "resync", "keys": ' + b"[" * 500_000,
     ],
 )
 def test_what_cannot_be_understood_is_logged_and_ignored(content: bytes, caplog: pytest.LogCaptureFixture) -> None:

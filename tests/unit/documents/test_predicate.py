@@ -300,6 +300,33 @@ def test_what_is_not_supported_is_refused_by_its_name(sql: str, piece: str) -> N
     assert "supported are" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "(" * 5_000 + "b" + ")" * 5_000,
+        "((" * 60,
+        "not " * 5_000 + "b",
+        "i in" + "[" * 5_000,
+        " and ".join(["b"] * 401),
+        "b or (" * 2_000,
+    ],
+    ids=["parentheses", "open", "not", "brackets", "chain", "alternatives"],
+)
+def test_what_nests_too_deeply_is_refused(sql: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Predicate(sql)
+
+    assert "too deeply" in caught.value.message
+    assert len(caught.value.message) < 200
+
+
+def test_a_long_chain_is_read_to_its_end() -> None:
+    chain = Predicate(" and ".join(f"i <> {n}" for n in range(390)))
+
+    assert chain.matches(row(i="1000")) is True
+    assert chain.matches(row(i="389")) is False
+
+
 @pytest.mark.parametrize("sql", ["", "  ", "i = ", "b; b", "b) or (b", "'open", "select 1", "i = 1, b"])
 def test_what_is_no_condition_is_refused(sql: str) -> None:
     with pytest.raises(ConfigError):
