@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
 from cdc_agent.events import Event, Kind
@@ -44,10 +44,14 @@ _MAX_ROUNDS = 10_000
 class Bench:
     """``search`` answers ``context.search(collection, query, k=…, where=…)``; without it there is no index.
 
+    ``only`` names the agents that are to run; without it all do.
+
     What happened is a list of ``Event``: ``facts``, ``commands``; what could not be handled is in ``letters``.
     """
 
-    def __init__(self, app: Agents, *, search: Any = None, now: dt.datetime = _BEGAN) -> None:
+    def __init__(
+        self, app: Agents, *, search: Any = None, now: dt.datetime = _BEGAN, only: Collection[str] = ()
+    ) -> None:
         self._now = now
         self._count = itertools.count(1)
         self._file = JournalFile(None)
@@ -75,6 +79,7 @@ class Bench:
                 wall_clock=self._time,
             )
             for agent in app.agents.values()
+            if not only or agent.name in only
         ]
         self._book = SqliteSagaBook(self._file, wall_clock=self._time)
         self._saga_runtime = SagaRuntime(

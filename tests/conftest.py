@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase, settings
 
+from examples.stage.world import World
 from tests.support.daemon import NURSERY, DaemonProcess, merged
 from tests.support.fake_openai import FakeOpenAI
 from tests.support.postgres import ALL_KINDS, Database, Kind, Servers, kinds_wanted
@@ -84,6 +85,13 @@ def pg_proxy(pg: Database) -> Iterator[TcpProxy]:
 def fake_openai() -> Iterator[FakeOpenAI]:
     """A local server that speaks OpenAI's embeddings API and fails on request."""
     with FakeOpenAI() as server:
+        yield server
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """A pretended outside world, which counts effects by their idempotency keys."""
+    with World() as server:
         yield server
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,18 @@ __all__ = ["COLLECTION", "Agent"]
 
 COLLECTION = "articles"
 
+_DEMO: Mapping[str, Any] = {
+    "collections": [
+        {
+            "name": COLLECTION,
+            "table": "public.articles",
+            "text": "{title}\n\n{body}",
+            "metadata": ["title", "category", "updated_at"],
+        }
+    ],
+    # Small pages, so that the first copy can be watched.
+    "resync": {"rows_per_chunk": 20},
+}
 _START_S = 120.0
 _STOP_S = 40.0
 _POLL_S = 0.05
@@ -29,13 +42,14 @@ _FOUND_S = 30.0
 
 
 class Agent:
-    """``cdc-agent run`` in ``folder``. It keeps its ports over a kill."""
+    """``cdc-agent run`` in ``folder``. It keeps its ports over a kill. ``settings`` say what it does; without
+    them it keeps the demo's collection."""
 
-    def __init__(self, folder: Path, dsn: str) -> None:
+    def __init__(self, folder: Path, dsn: str, settings: Mapping[str, Any] | None = None) -> None:
         self.config_path = folder / "cdc-agent.yaml"
         self.log_path = folder / "daemon.log"
         self.url = f"http://127.0.0.1:{free_port()}"
-        self.config_path.write_text(_configuration(folder, dsn, httpx.URL(self.url).port or 0))
+        self.config_path.write_text(_configuration(folder, dsn, httpx.URL(self.url).port or 0, settings or _DEMO))
         self._process: subprocess.Popen[bytes] | None = None
         # A proxy from the environment has no business between two processes of ours.
         self._http = httpx.Client(base_url=self.url, trust_env=False, timeout=_FOUND_S + 10)
@@ -138,21 +152,11 @@ def _environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(("PG", "CDC_"))}
 
 
-def _configuration(folder: Path, dsn: str, port: int) -> str:
-    tree = {
+def _configuration(folder: Path, dsn: str, port: int, settings: Mapping[str, Any]) -> str:
+    own = {
         "source": {"dsn": dsn, "slot_name": "cdc_agent_demo", "publication_name": "cdc_agent_demo"},
         "state_dir": str(folder / "state"),
         "vectorstore": {"port": free_port()},
         "http": {"port": port},
-        "collections": [
-            {
-                "name": COLLECTION,
-                "table": "public.articles",
-                "text": "{title}\n\n{body}",
-                "metadata": ["title", "category", "updated_at"],
-            }
-        ],
-        # Small pages, so that the first copy can be watched.
-        "resync": {"rows_per_chunk": 20},
     }
-    return yaml.safe_dump(tree, sort_keys=False)
+    return yaml.safe_dump({**settings, **own}, sort_keys=False)

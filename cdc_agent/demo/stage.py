@@ -15,7 +15,7 @@ from cdc_agent.demo.installations import BIN_VARIABLE, Installation, choose_inst
 from cdc_agent.demo.postgres import PostgresServer
 from cdc_agent.demo.table import ArticlesTable
 
-__all__ = ["Stage", "stage"]
+__all__ = ["Stage", "preferred_installation", "stage", "throwaway_folder"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +32,9 @@ class Stage:
 def stage(articles: Sequence[Article], folder: Path | None) -> Iterator[Stage]:
     """Put up everything in ``folder`` (which then stays), or in one that is thrown away."""
     with ExitStack() as things:
-        place = folder or Path(things.enter_context(_throwaway_folder()))
+        place = folder or Path(things.enter_context(throwaway_folder()))
         place.mkdir(parents=True, exist_ok=True)
-        installation = _installation()
+        installation = preferred_installation()
         server = things.enter_context(PostgresServer(installation.bin_dir, place / "postgres"))
         table = things.enter_context(closing(ArticlesTable(server.dsn())))
         table.fill(articles)
@@ -46,7 +46,7 @@ def stage(articles: Sequence[Article], folder: Path | None) -> Iterator[Stage]:
         yield Stage(installation=installation, dsn=server.dsn(), table=table, agent=agent)
 
 
-def _installation() -> Installation:
+def preferred_installation() -> Installation:
     """The one named in the environment, else a wheel's, which is alike on every machine, else what there is."""
     ranks = (BIN_VARIABLE, "wheel")
     found = [i for rank in ranks for i in find_installations() if i.origin.startswith(rank)]
@@ -54,7 +54,8 @@ def _installation() -> Installation:
 
 
 @contextmanager
-def _throwaway_folder() -> Iterator[str]:
+def throwaway_folder() -> Iterator[str]:
+    """A folder that is gone when the block ends."""
     # In /tmp and open to be entered: as root Postgres runs as somebody who must get to its data.
     with tempfile.TemporaryDirectory(prefix="cdc-agent-demo-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)

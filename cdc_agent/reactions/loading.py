@@ -16,7 +16,8 @@ __all__ = ["load", "merged"]
 
 
 def load(references: Sequence[str]) -> Agents:
-    """All of them as one set. Modules that Python finds nowhere else are looked for in the current folder.
+    """All of them as one set. Modules that Python finds nowhere else are looked for in the current folder; what a file
+    imports, beside it.
 
     Raises ``ConfigError`` that names the reference: nothing there, its program fails, or two declare the same.
     """
@@ -64,6 +65,7 @@ def _file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None or not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     module = importlib.util.module_from_spec(spec)
+    _look_in(path.parent)
     # Before it runs: what it pickles or annotates looks itself up by name.
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -71,11 +73,14 @@ def _file(path: Path) -> ModuleType:
 
 
 def _module(place: str) -> ModuleType:
-    # Behind everything that is installed: nobody's folder may replace a library.
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+    _look_in(Path.cwd())
     return importlib.import_module(place)
+
+
+def _look_in(folder: Path) -> None:
+    # Behind everything that is installed: nobody's folder may replace a library.
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def _told(exc: Exception) -> str:
