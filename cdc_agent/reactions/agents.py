@@ -9,7 +9,7 @@ from typing import Any, TypedDict, TypeVar, Unpack
 from cdc_agent.errors import ConfigError
 from cdc_agent.events import Event, Kind
 from cdc_agent.reactions.agent import OPS, Agent, Fuse, Handler, Retries, Trigger
-from cdc_agent.sagas.model import Saga
+from cdc_agent.sagas.model import START, Saga
 
 __all__ = ["Agents", "Options"]
 
@@ -62,9 +62,10 @@ class Agents:
 
     @property
     def commands(self) -> frozenset[str]:
-        """Those that somebody carries out."""
+        """Those that somebody carries out; to begin a saga is one, too."""
         triggers = (agent.trigger for agent in self._agents.values())
-        return frozenset(t for trigger in triggers if trigger.kind is Kind.COMMAND for t in trigger.types)
+        carried_out = frozenset(t for trigger in triggers if trigger.kind is Kind.COMMAND for t in trigger.types)
+        return carried_out | {f"{START}{name}" for name in self._sagas}
 
     @property
     def tables(self) -> frozenset[str]:
@@ -94,6 +95,8 @@ class Agents:
         """Carry out commands of this type. Nobody else may."""
         if type_.endswith("*"):
             raise ConfigError(f"command({type_!r}) is a pattern", hint="one agent carries out one command: name it")
+        if type_.startswith(START):
+            raise ConfigError(f"command({type_!r}) begins a saga", hint="app.add(saga) is all that it takes")
         return self._declared(Trigger(kind=Kind.COMMAND, types=_some((type_,), "command")), options)
 
     def every(self, interval: float | str, **options: Unpack[Options]) -> Callable[[F], F]:

@@ -174,6 +174,9 @@ def _make(attempt: Attempt) -> None:
     except Refused as exc:
         attempt.failure = Failure(error=_told(exc), refused=True)
     except BaseException as exc:
+        if isinstance(exc, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            # Somebody at a terminal ends their tests.
+            raise
         # Also what is no Exception: the thread is nobody else's, and a saga must not wait for it for ever.
         attempt.failure = Failure(error=_told(exc), timed_out=isinstance(exc, TimeoutError))
 
@@ -183,6 +186,11 @@ async def _within(awaitable: Any, timeout_s: float) -> Any:
 
 
 def _told(exc: BaseException) -> str:
-    said = exc.message if isinstance(exc, CdcAgentError) else str(exc)
+    try:
+        said = exc.message if isinstance(exc, CdcAgentError) else str(exc)
+    except Exception:
+        said = "(what it says cannot be told)"
     name = type(exc).__name__
-    return (f"{name}: {said}" if said else name)[:_MAX_ERROR]
+    told = (f"{name}: {said}" if said else name)[:_MAX_ERROR]
+    # An exception may say anything; what is recorded is text.
+    return told.encode("utf-8", "backslashreplace").decode()

@@ -6,7 +6,7 @@ import datetime as dt
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 import orjson
@@ -15,8 +15,10 @@ from cdc_agent.errors import AgentError
 from cdc_agent.events import Event, Kind
 from cdc_agent.journal.saga_book import SagaRecord
 
-__all__ = ["SagaTools", "StepContext", "as_json", "said_by"]
+__all__ = ["Purpose", "SagaTools", "StepContext", "as_json", "said_by"]
 
+#: What a function of a step is called for; ``stuck``: to tell somebody.
+Purpose = Literal["do", "undo", "stuck"]
 #: Most bytes of JSON in one event or result.
 _MAX_BYTES = 1 << 20
 
@@ -39,7 +41,7 @@ class StepContext:
     step whose answer was lost is done again. ``attempt`` counts from 1. ``reason``: why the saga is being undone.
     """
 
-    def __init__(self, record: SagaRecord, *, undo: bool, tools: SagaTools) -> None:
+    def __init__(self, record: SagaRecord, *, purpose: Purpose, tools: SagaTools) -> None:
         self.saga_id = record.id
         self.key = record.key
         self.event = record.start
@@ -47,7 +49,7 @@ class StepContext:
         # A copy: what the step does to it stays with the step.
         self.results: dict[str, Any] = orjson.loads(orjson.dumps(record.results))
         self.step = record.step
-        self.idempotency_key = f"{record.id}:{record.step}" + (":undo" if undo else "")
+        self.idempotency_key = f"{record.id}:{record.step}" + (f":{purpose}" if purpose != "do" else "")
         self.attempt = record.attempt + 1
         self.reason = record.reason
         self.error = record.error
@@ -85,6 +87,7 @@ class StepContext:
     def _add(self, kind: Kind, type_: str, data: Any, key: str | None) -> Event:
         if not isinstance(type_, str) or not type_:
             raise AgentError("an event needs a type", hint='emit("refund_made", {...})')
+        as_json([type_, str(key)], "type or key of an event")
         event = said_by(
             self._record,
             f"e{len(self.emitted) + 1}",

@@ -18,6 +18,7 @@ OnTimeout: TypeAlias = Literal["compensate", "continue"]
 
 #: How the type of the command that begins a saga begins; its name follows.
 START = "saga.start."
+_MOST_S = 315_360_000.0
 #: Without a colon: names are parts of idempotency keys.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 
@@ -50,11 +51,10 @@ class Step:
         for function in (*self.ways, *((self.undo,) if self.undo is not None else ())):
             if not callable(function):
                 raise ConfigError(f"step {self.name}: {function!r} is no function", hint="def reserve(context): …")
-        if self.attempts < 1 or self.backoff_s < 0 or self.timeout_s <= 0:
-            raise ConfigError(
-                f"step {self.name}: attempts, backoff_s or timeout_s is too small",
-                hint="attempts from 1, backoff_s from 0, timeout_s above 0",
-            )
+        if not isinstance(self.attempts, int) or self.attempts < 1:
+            raise ConfigError(f"step {self.name}: attempts is {self.attempts!r}", hint="1 or more")
+        _check_seconds(self.backoff_s, f"step {self.name}: backoff_s", least_s=0)
+        _check_seconds(self.timeout_s, f"step {self.name}: timeout_s")
 
     @property
     def ways(self) -> tuple[Function, ...]:
@@ -73,8 +73,7 @@ class Approval:
 
     def __post_init__(self) -> None:
         _check_name(self.name, "approval")
-        if self.timeout_s <= 0:
-            raise ConfigError(f"approval {self.name}: timeout_s is too small", hint="seconds above 0; a day is 86400")
+        _check_seconds(self.timeout_s, f"approval {self.name}: timeout_s")
         if self.on_timeout not in get_args(OnTimeout):
             raise ConfigError(
                 f"approval {self.name}: on_timeout is {self.on_timeout!r}", hint='"compensate" or "continue"'
@@ -121,6 +120,12 @@ def _shape(step: Step | Approval) -> str:
     if isinstance(step, Approval):
         return f"{step.name}?"
     return step.name if step.undo is None else f"{step.name}~"
+
+
+def _check_seconds(value: object, what: str, *, least_s: float = 0.001) -> None:
+    # Written so that NaN is refused, too.
+    if not isinstance(value, int | float) or not least_s <= value <= _MOST_S:
+        raise ConfigError(f"{what} is {value!r}", hint="seconds, at most ten years; a day is 86400")
 
 
 def _check_name(name: object, what: str) -> None:

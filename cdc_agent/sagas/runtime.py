@@ -36,6 +36,8 @@ Keep = Callable[[Callable[[], Any]], Any]
 AGENT = "sagas"
 #: Commands that are taken in one transaction.
 _AT_ONCE = 100
+#: Entries of the journal that are read again after a restart, at most.
+_NOTE_EVERY = 10_000
 #: Seconds after which a thread that waits looks whether it is to end, and after the end for what is under way.
 _LOOK_S = 1.0
 _DRAIN_S = 1.0
@@ -74,7 +76,7 @@ class SagaRuntime:
         self._bell = threading.Event()
         self._hands: Hands = InlineHands() if inline else ThreadedHands(self._bell.set)
         # From the first event on: a command waits for ever for whom it was meant.
-        self._reached = desk.place(AGENT, 0).number
+        self._reached = self._noted = desk.place(AGENT, 0).number
         self._sort_out()
 
     # Beginning.
@@ -93,11 +95,17 @@ class SagaRuntime:
         if moves:
             failpoints.hit("saga_before_take")
             begun = [(move.record, self._events(replace(move.record, version=0), move.said)) for move in moves]
-            self._keep(lambda: self._book.begin(AGENT, page.reached, begun))
+            self._note(page.reached, begun)
             failpoints.hit("saga_after_take")
             self._bell.set()
+        elif page.reached - self._noted >= _NOTE_EVERY:
+            self._note(page.reached, ())
         self._reached = page.reached
         return True
+
+    def _note(self, reached: int, begun: Sequence[tuple[SagaRecord, Sequence[Event]]]) -> None:
+        self._keep(lambda: self._book.begin(AGENT, reached, begun))
+        self._noted = reached
 
     def _begun(self, start: Event) -> Move:
         name = start.type.removeprefix(START)
@@ -172,7 +180,7 @@ class SagaRuntime:
         assert isinstance(step, Step)
         function = step.undo if undo else step.ways[min(record.alternative, len(step.ways) - 1)]
         assert function is not None
-        context = StepContext(record, undo=undo, tools=self._tools)
+        context = StepContext(record, purpose="undo" if undo else "do", tools=self._tools)
         failpoints.hit("saga_before_call")
         self._hands.start(
             Attempt(record=record, function=function, context=context, timeout_s=step.timeout_s, undo=undo)
@@ -201,7 +209,7 @@ class SagaRuntime:
             self._save(record, move)
 
     def _alert(self, function: Callable[[Any], Any], attempt: Attempt, move: Move) -> None:
-        context = StepContext(attempt.record, undo=True, tools=self._tools)
+        context = StepContext(attempt.record, purpose="stuck", tools=self._tools)
         context.error = move.record.error
         self._hands.start(
             Attempt(record=attempt.record, function=function, context=context, timeout_s=_ALERT_S, stuck=move)

@@ -33,6 +33,8 @@ HEALTHY: Mapping[str, str] = {
     'cdc_agent_mismatch{state="SLOT_LOST"}': "0",
     'cdc_agent_verify_defects{kind="stale"}': "0",
     "cdc_agent_reconnects_total": "3",
+    'cdc_agent_sagas{state="waiting"}': "7",
+    'cdc_agent_sagas{state="stuck"}': "0",
 }
 #: What differs when something is wrong.
 WRONG: Mapping[str, Mapping[str, str]] = {
@@ -48,6 +50,7 @@ WRONG: Mapping[str, Mapping[str, str]] = {
     "CdcAgentMismatch": {'cdc_agent_mismatch{state="SLOT_LOST"}': "1"},
     "CdcAgentDefects": {'cdc_agent_verify_defects{kind="stale"}': "2"},
     "CdcAgentReconnects": {"cdc_agent_reconnects_total": "0+1x40"},
+    "CdcAgentSagas": {'cdc_agent_sagas{state="stuck"}': "1"},
 }
 #: Who stands still is behind as well.
 BESIDE = {"CdcAgentStalled": {"CdcAgentBehind"}}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cdc_agent import Agents, Context, Event
-from cdc_agent.errors import AgentError, UsageError
+from cdc_agent.errors import AgentError, ConfigError, UsageError
 from cdc_agent.sagas import Approval, Saga, Step, StepContext
 from cdc_agent.testing import Bench
 from tests.support.saga_world import World
@@ -44,6 +44,19 @@ def test_a_handler_begins_a_saga_which_is_carried_on_to_its_end() -> None:
         assert world.names() == ["reserve", "pay", "pay", "pay"]
         assert [fact.type for fact in bench.facts("saga.*", key="order-7")][-1] == "saga.completed"
         assert {fact.correlation_id for fact in bench.facts("saga.*")} == {"one"}
+
+
+def test_a_saga_can_be_begun_from_outside_and_by_nobody_else() -> None:
+    world = World()
+    app = shop(world)
+    with pytest.raises(ConfigError, match="begins a saga"):
+        app.command("saga.start.refund")
+    with Bench(app) as bench:
+        bench.command("saga.start.refund", {"cents": 5}, key="order-8")
+        bench.run()
+
+        assert [saga.state for saga in bench.sagas()] == ["completed"]
+    assert "saga.start.refund" in app.commands
 
 
 def test_an_approval_waits_for_the_test_to_answer() -> None:

@@ -27,16 +27,21 @@ def do(context: Any) -> None: ...
         (lambda: Step("pay", None), "is no function"),
         (lambda: Step("pay", do, undo="x"), "is no function"),
         (lambda: Step("pay", do, alternatives=[None]), "is no function"),
-        (lambda: Step("pay", do, attempts=0), "too small"),
-        (lambda: Step("pay", do, backoff_s=-1), "too small"),
-        (lambda: Step("pay", do, timeout_s=0), "too small"),
-        (lambda: Approval("agree", timeout_s=0), "too small"),
+        (lambda: Step("pay", do, attempts=0), "attempts is 0"),
+        (lambda: Step("pay", do, attempts=1.5), "attempts is 1.5"),
+        (lambda: Step("pay", do, backoff_s=-1), "backoff_s is -1"),
+        (lambda: Step("pay", do, timeout_s=0), "timeout_s is 0"),
+        (lambda: Step("pay", do, timeout_s="10"), "timeout_s is '10'"),
+        (lambda: Step("pay", do, timeout_s=float("nan")), "timeout_s is nan"),
+        (lambda: Approval("agree", timeout_s=float("inf")), "timeout_s is inf"),
+        (lambda: Approval("agree", timeout_s=1e12), "at most ten years"),
         (lambda: Approval("agree", on_timeout="ignore"), "on_timeout is 'ignore'"),
     ],
 )
 def test_a_saga_that_makes_no_sense_is_refused_with_a_hint(declare: Callable[[], object], says: str) -> None:
-    with pytest.raises(ConfigError, match=says) as refused:
+    with pytest.raises(ConfigError) as refused:
         declare()
+    assert says in str(refused.value)
     assert refused.value.hint
 
 

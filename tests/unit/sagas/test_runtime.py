@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cdc_agent.errors import AgentError, UsageError
-from cdc_agent.events import Kind
+from cdc_agent.events import Event, Kind
 from cdc_agent.journal.base import Query
 from cdc_agent.sagas import Approval, Saga, Step, StepContext
 from cdc_agent.sagas.context import SagaTools
@@ -298,6 +298,50 @@ def test_a_step_can_search_and_command_only_what_there_is(new_house: NewHouse) -
 
     assert house.one().state == "completed"
     assert told == [[(("docs", "refunds"), {"k": 2, "where": None})]]
+
+
+def test_an_exception_may_say_anything(new_house: NewHouse) -> None:
+    # Given steps that raise what is no text, no exception, or cannot be told
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    raised = iter([ValueError("\udce4 " * 9_000), SystemExit(3), GeneratorExit(), Mute(), TimeoutError()])
+
+    def step(_: StepContext) -> None:
+        raise next(raised)
+
+    house = new_house(Saga("s", [Step("odd", step, attempts=5, backoff_s=0)]))
+    house.start("s")
+    house.to_the_end()
+
+    assert house.one().state == "compensated"
+    errors = [entry.event.data["error"] for entry in house.journal.find(Query(type="saga.step_failed"))]
+    assert [error.partition(":")[0] for error in errors] == [
+        *("ValueError", "SystemExit", "GeneratorExit", "Mute", "TimeoutError")
+    ]
+
+
+def test_an_event_whose_name_is_no_text_is_a_failure_of_its_step_alone(new_house: NewHouse) -> None:
+    def step(context: StepContext) -> None:
+        context.emit("\ud800")
+
+    house = new_house(Saga("s", [Step("odd", step, attempts=1)]), Saga("fine", [Step("do", lambda _: None)]))
+    house.start("s")
+    house.start("fine", 2)
+
+    assert [str(record.state) for record in house.book.find()] == ["compensated", "completed"]
+
+
+def test_a_long_journal_is_not_read_again_from_its_beginning(new_house: NewHouse) -> None:
+    house = new_house(Saga("s", [Step("do", lambda _: None)]))
+    facts = [Event(id=str(n), source="shop", type="order", time=NOW, data=None) for n in range(10_500)]
+    house.journal.append(facts)
+    house.runtime.until_idle()
+
+    house.reopened()
+
+    assert house.runtime._reached >= 10_000
 
 
 # Approvals.

@@ -197,7 +197,7 @@ def test_when_too_many_threads_hang_nothing_begins_until_one_ends() -> None:
     hands = ThreadedHands(rung.set, concurrency=4, most_left_behind=2)
     house_record = start_record()
     for _ in range(2):
-        context = StepContext(house_record, undo=False, tools=SagaTools())
+        context = StepContext(house_record, purpose="do", tools=SagaTools())
         hands.start(
             Attempt(record=house_record, function=lambda _: released.wait(30), context=context, timeout_s=0.001)
         )
