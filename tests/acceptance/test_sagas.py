@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from playwright.sync_api import expect
 
+from tests.support.browser import open_browser
 from tests.support.daemon import DaemonProcess
 from tests.support.oracle import assert_index_equals_table
 from tests.support.postgres import Database
@@ -119,6 +121,30 @@ def test_a_saga_waits_until_somebody_answers_it_from_the_command_line(
     assert daemon.metric("cdc_agent_sagas_ended_total", outcome="completed") == 1
     assert daemon.metric("cdc_agent_sagas", state="waiting") == 0
     assert_index_equals_table(daemon, pg)
+
+
+def test_whoever_looks_at_the_live_page_sees_what_waits_and_answers_it(pg: Database, daemon: DaemonProcess) -> None:
+    # Given the page of a daemon with two sagas that wait
+    daemon.start()
+    pg.execute("insert into payments values (1), (2)")
+    until(lambda: len(sagas(daemon, "waiting")) == 2, 30.0, "two sagas to wait")
+    with open_browser() as browser:
+        page = browser.new_page()
+        page.goto(daemon.url)
+        waiting = page.locator("#sagas-waiting li")
+        expect(waiting).to_have_count(2, timeout=20_000)
+        expect(page.locator("#sagas-states")).to_have_text("2 waiting for an approval")
+        expect(waiting.first).to_contain_text("waits for agree")
+        page.locator("#sagas-panel").screenshot(path=daemon.path.with_name("sagas.png"))
+
+        # When somebody says yes to one, and is sure
+        yes = waiting.first.get_by_role("button", name="Approve")
+        yes.click()
+        yes.click()
+
+        # Then it goes on, and the other still waits
+        expect(waiting).to_have_count(1, timeout=20_000)
+    until(lambda: [saga["state"] for saga in sagas(daemon)] == ["completed", "waiting"], 30.0, "one to complete")
 
 
 def shown_live(daemon: DaemonProcess) -> str:
