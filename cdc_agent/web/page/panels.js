@@ -188,7 +188,6 @@ function showSagas(sagas) {
   byId('sagas-panel').hidden = sagas === null;
   if (sagas === null) return;
   const states = Object.entries(sagas.counts);
-  setText(byId('sagas-count'), states.length ? number(states.reduce((sum, [, count]) => sum + count, 0)) : '');
   setText(byId('sagas-states'), states.map(([state, count]) => `${number(count)} ${SAGA_STATES[state] ?? state}`).join(', ') || 'None is under way.');
   const hidden = (sagas.counts.waiting ?? 0) - sagas.waiting.length;
   setText(byId('sagas-more'), sagas.waiting.length && hidden > 0 ? `and ${number(hidden)} more; cdc-agent sagas list names them` : '');
