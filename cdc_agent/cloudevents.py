@@ -14,7 +14,7 @@ from typing import Any
 
 from cdc_agent.events import Event, Kind
 
-__all__ = ["from_cloudevent", "is_cloudevent", "parse_time", "to_cloudevent"]
+__all__ = ["from_cloudevent", "is_cloudevent", "parse_time", "published", "to_cloudevent"]
 
 _VERSION = "1.0"
 _REQUIRED = ("id", "source", "type")
@@ -36,6 +36,35 @@ def to_cloudevent(event: Event) -> dict[str, Any]:
     }
     kept: dict[str, Any] = {name: value for name, value in attributes.items() if value}
     return kept | {"hops": event.hops, "datacontenttype": "application/json", "data": event.data}
+
+
+def published(event: Event) -> dict[str, Any]:
+    """The structured form for others to read: a change of a row carries the attributes that Debezium gives it.
+
+    https://debezium.io/documentation/reference/stable/integrations/cloudevents.html. Debezium's own ``id`` is not
+    unique for each row; ours is, and ``sequence`` sorts as text as the changes were committed.
+    """
+    told = to_cloudevent(event)
+    if event.kind is not Kind.CHANGE:
+        return told
+    source = event.data["source"]
+    commit_lsn, _, ordinal = event.id.partition("-")
+    place = f"{event.type}/{event.key}" if event.key else event.type
+    return told | {
+        "type": f"io.debezium.connector.{source['connector']}.DataChangeEvent",
+        "subject": place,
+        "partitionkey": place,
+        "sequence": f"{commit_lsn:0>16}-{ordinal:0>6}",
+        "iodebeziumop": event.data["op"],
+        "iodebeziumconnector": source["connector"],
+        "iodebeziumtsms": str(event.data["ts_ms"]),
+        "iodebeziumdb": source.get("db", ""),
+        "iodebeziumschema": source["schema"],
+        "iodebeziumtable": source["table"],
+        "iodebeziumlsn": str(source["lsn"]),
+        "iodebeziumtxid": str(source.get("txId", "")),
+        "iodebeziumsnapshot": source["snapshot"],
+    }
 
 
 def is_cloudevent(body: Any) -> bool:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from cdc_agent.cloudevents import from_cloudevent, to_cloudevent
+from cdc_agent.cloudevents import from_cloudevent, published
 from cdc_agent.events import Event
 from cdc_agent.journal.base import Letter
 from cdc_agent.web.access import Door
@@ -98,8 +98,8 @@ class _AgentRoutes:
         letter, chain = await self._operate(lambda: self._letter(agent, number))
         if letter is None:
             raise _no_letter(agent, number)
-        event = to_cloudevent(letter.event)
-        return JSONResponse({**_json_letter(letter), "event": event, "chain": [to_cloudevent(one) for one in chain]})
+        event = published(letter.event)
+        return JSONResponse({**_json_letter(letter), "event": event, "chain": [published(one) for one in chain]})
 
     def _letter(self, agent: str, number: int) -> tuple[Letter | None, list[Event]]:
         service = self._service()

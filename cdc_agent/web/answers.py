@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from cdc_agent.cloudevents import to_cloudevent
+from cdc_agent.cloudevents import published
 from cdc_agent.explain import Explanation
 from cdc_agent.journal.base import Entry
 from cdc_agent.ledger.base import DeadLetter, Resync
@@ -66,7 +66,7 @@ def json_dead_letter(letter: DeadLetter) -> dict[str, Any]:
 def json_fact(entry: Entry) -> dict[str, Any]:
     """A CloudEvent with two more attributes: its place, and when we recorded it."""
     recorded = entry.recorded_at.isoformat(timespec="milliseconds")
-    return {**to_cloudevent(entry.event), "entry": entry.number, "recordedtime": recorded}
+    return {**published(entry.event), "entry": entry.number, "recordedtime": recorded}
 
 
 def json_resync(resync: Resync, rate: float | None = None) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_agent.cloudevents import from_cloudevent, to_cloudevent
-from cdc_agent.events import Event
+from cdc_agent.cloudevents import from_cloudevent, published, to_cloudevent
+from cdc_agent.events import Event, Kind
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 json_values = st.recursive(
@@ -30,12 +30,59 @@ events = st.builds(
     correlation_id=text,
     causation_id=text,
     hops=st.integers(0, 100),
+    kind=st.sampled_from(Kind),
+    trail=st.lists(st.from_regex(r"[a-z]{1,9}:[0-9a-f]{8}", fullmatch=True), max_size=3).map(tuple),
 )
 
 
 @given(events)
 def test_an_event_comes_back_from_its_cloudevent(event: Event) -> None:
     assert from_cloudevent(orjson.loads(orjson.dumps(to_cloudevent(event)))) == event
+
+
+def test_a_change_is_published_with_debeziums_attributes_in_an_order_that_sorts() -> None:
+    # Given changes of one transaction, and of one after it
+    source = {"connector": "postgresql", "schema": "public", "table": "docs", "db": "app", "snapshot": "false"}
+    changes = [
+        Event(
+            id=id_,
+            source="postgresql/app",
+            kind=Kind.CHANGE,
+            type="public.docs",
+            key="42",
+            time=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+            data={"op": "u", "before": None, "after": {"id": 42}, "ts_ms": 5, "source": source | {"lsn": 7, "txId": 9}},
+        )
+        for id_ in ("2A-2", "2A-10", "100-1")
+    ]
+
+    told = [published(change) for change in changes]
+
+    assert told[0] == {
+        "specversion": "1.0",
+        "id": "2A-2",
+        "source": "postgresql/app",
+        "type": "io.debezium.connector.postgresql.DataChangeEvent",
+        "subject": "public.docs/42",
+        "time": "2026-01-01T00:00:00+00:00",
+        "kind": "change",
+        "hops": 0,
+        "datacontenttype": "application/json",
+        "data": changes[0].data,
+        "partitionkey": "public.docs/42",
+        "sequence": "000000000000002A-000002",
+        "iodebeziumop": "u",
+        "iodebeziumconnector": "postgresql",
+        "iodebeziumtsms": "5",
+        "iodebeziumdb": "app",
+        "iodebeziumschema": "public",
+        "iodebeziumtable": "docs",
+        "iodebeziumlsn": "7",
+        "iodebeziumtxid": "9",
+        "iodebeziumsnapshot": "false",
+    }
+    sequences = [one["sequence"] for one in told]
+    assert sorted(sequences) == sequences
 
 
 def test_names_of_attributes_are_as_the_specification_wants_them() -> None:
