@@ -11,12 +11,16 @@ from typing import Any
 
 from cdc_agent import queries
 from cdc_agent.errors import JournalError, JournalFull
-from cdc_agent.sqlite_file import is_damage, is_new, open_file, schema_is
+from cdc_agent.sqlite_file import is_damage, open_file
+from cdc_agent.sqlite_schema import Schema
 
-__all__ = ["DAMAGED", "SQL", "JournalFile"]
+__all__ = ["DAMAGED", "SCHEMA", "SQL", "JournalFile"]
 
 SQL = queries.load("cdc_agent.journal", "schema.sql")
 DAMAGED = "restore it from a copy; or move it away: what it held cannot be had from anywhere else"
+
+#: A new version is a new step. Until one is released, the first may change.
+SCHEMA = Schema(steps=(SQL["schema"],), unnumbered="select 1")
 
 
 class JournalFile:
@@ -30,10 +34,11 @@ class JournalFile:
         self._wakes = 0
         self._file = _opened(path)
         with self._translated("opened"):
-            if not is_new(self._file) and not schema_is(self._file, SQL["schema"]):
-                raise JournalError(f"{path} is no journal of this version: its tables are others", hint=DAMAGED)
-            self._file.executescript(SQL["schema"])
+            SCHEMA.bring_up_to_date(self._file, self.path, error=JournalError, damaged=self._damaged)
             self._head = self._newest()
+
+    def _damaged(self, why: str) -> JournalError:
+        return JournalError(f"{self.path} is no journal of this version: {why}", hint=DAMAGED)
 
     @property
     def head(self) -> int:

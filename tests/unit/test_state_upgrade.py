@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from cdc_agent.errors import CdcAgentError, IdentityMismatch, LedgerError, StreamError
+from cdc_agent.errors import CdcAgentError, IdentityMismatch, JournalError, LedgerError, StreamError
+from cdc_agent.journal import file as journal_file
+from cdc_agent.journal.file import JournalFile
 from cdc_agent.ledger import file as ledger_file
 from cdc_agent.ledger.sqlite import SqliteLedger
 from cdc_agent.lsn import Lsn
@@ -87,6 +89,18 @@ def test_an_old_file_holds_all_that_it_held(kind: str, old: Path, copy: Callable
     {"ledger": SqliteLedger, "stream": SqliteStream}[kind](tmp_path / "new.sqlite").close()
     assert version_of(path) == version_of(tmp_path / "new.sqlite") == len(SCHEMAS[kind].steps)
     assert tables_of(path) == tables_of(tmp_path / "new.sqlite")
+
+
+def test_a_journal_is_numbered_and_a_newer_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    JournalFile(path).close()
+    assert version_of(path) == len(journal_file.SCHEMA.steps)
+
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("pragma user_version = 99")
+
+    with pytest.raises(JournalError, match="schema 99"):
+        JournalFile(path)
 
 
 @pytest.mark.parametrize(("kind", "error"), [("ledger", LedgerError), ("stream", StreamError)])
