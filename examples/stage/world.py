@@ -1,7 +1,8 @@
-"""A pretended outside world: whatever is posted to it is an effect, once for each Idempotency-Key.
+"""A pretended outside world: whatever is posted to it is an effect, once for each path and Idempotency-Key.
 
 It does what payment services do: the same key again gets the same answer and has no effect; the same key with another
-body is refused, and so is a request without a key. The examples talk to it on a laptop, and tests count what it holds.
+body is refused, and so is a request without a key. Services (paths) do not know of each other. The examples talk to it
+on a laptop, and tests count what it holds.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class World:
         #: Every request, refused ones and repeated ones among them.
         self.requests: list[Effect] = []
         self._tell = tell
-        self._effects: dict[str, Effect] = {}
+        self._effects: dict[tuple[str, str], Effect] = {}
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.world = self
@@ -66,12 +67,12 @@ class World:
                 return 503, {"error": "out of order"}
             if not asked.key:
                 return 400, {"error": "an Idempotency-Key is needed"}
-            known = self._effects.setdefault(asked.key, asked)
+            known = self._effects.setdefault((asked.path, asked.key), asked)
             if known != asked:
                 return 409, {"error": "this Idempotency-Key was for something else"}
             if known is asked:
                 self._tell(asked)
-            return 200, {"id": f"{asked.path.strip('/')}-{list(self._effects).index(asked.key) + 1}"}
+            return 200, {"id": f"{asked.path.strip('/')}-{list(self._effects).index((asked.path, asked.key)) + 1}"}
 
 
 class _Server(ThreadingHTTPServer):

@@ -18,6 +18,7 @@ ENDS = {
     "fan_out": "customer_thanked",
     "fraud_detective": "account_annotated",
     "ops_runbook": "incident_told",
+    "refund_saga": "refund_paid",
     "payment_recovery": "recovery_flow_initiated",
 }
 

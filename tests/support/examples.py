@@ -39,12 +39,14 @@ _TWICE = """
 import dataclasses
 from cdc_agent import Agents, Retries
 from cdc_agent.reactions.loading import load
+from cdc_agent.sagas import Step
 
 def late(handler):
-    def handle(event, context):
-        handler(event, context)
-        if context.attempt == 1:
+    def handle(*arguments):
+        result = handler(*arguments)
+        if arguments[-1].attempt == 1:
             raise RuntimeError("too late")
+        return result
     return handle
 
 app = Agents()
@@ -53,7 +55,20 @@ for agent in example.agents.values():
     patient = Retries(attempts=agent.retries.attempts + 1, initial_s=0.05, maximum_s=agent.retries.maximum_s)
     app.take(dataclasses.replace(agent, handler=late(agent.handler), retries=patient))
 for saga in example.sagas.values():
-    app.add(saga)
+    steps = [
+        dataclasses.replace(
+            step,
+            do=late(step.do),
+            undo=step.undo and late(step.undo),
+            alternatives=[late(way) for way in step.alternatives],
+            attempts=step.attempts + 1,
+            backoff_s=0.05,
+        )
+        if isinstance(step, Step)
+        else step
+        for step in saga.steps
+    ]
+    app.add(dataclasses.replace(saga, steps=steps))
 """
 
 
@@ -63,7 +78,7 @@ def app_of(name: str) -> Agents:
 
 
 class Shop:
-    """One example, running."""
+    """One example, running. ``mishap``: one of ``MISHAPS``, or a failpoint at which it dies."""
 
     def __init__(
         self,
@@ -81,7 +96,8 @@ class Shop:
         self.sandbox = folder / "sandbox"
         self.sandbox.mkdir()
         self._mishap = mishap
-        self._doomed = bool(MISHAPS[mishap])
+        self._failpoint = MISHAPS.get(mishap, mishap)
+        self._doomed = bool(self._failpoint)
         app = app_of(name)
         self._agents, self._hears_changes = app.agents.values(), bool(app.tables)
         self._env = {
@@ -101,7 +117,7 @@ class Shop:
         collections = settings.pop("collections")
         settings.pop("source")
         self.daemon = new_daemon(pg, collections=collections, **settings)
-        self._begin(MISHAPS[mishap] or None)
+        self._begin(self._failpoint or None)
 
     def _begin(self, failpoint: str | None) -> None:
         """Ready, with what is to befall it still to come: a machine that is slow may meet it earlier."""
@@ -137,6 +153,11 @@ class Shop:
             self.daemon.start(env=self._env)
         until(lambda: len(self.facts(type_)) >= count, what=f"{count} of {type_}")
 
+    def restart(self) -> None:
+        """kill -9, and start again."""
+        self.daemon.kill()
+        self.daemon.start(env=self._env)
+
     def settle(self) -> None:
         """Until nothing is left to do; then tell everything again, if that is what is to befall."""
         self._wait_idle()
@@ -154,7 +175,7 @@ class Shop:
     def _wait_idle(self) -> None:
         # A change that is committed by now is in the stream when the index knows it.
         self.daemon.wait_applied(self.pg.execute("select pg_current_wal_lsn()::text")[0][0])
-        if self._hears_changes and not MISHAPS[self._mishap]:
+        if self._hears_changes and not self._failpoint:
             head = _asked(self.daemon.config.stream_path, "select head_offset from position")
             until(lambda: self._reading() >= head, what="the stream to be looked through")
         until(lambda: not self._pending(), what="agents to have nothing left to do")
