@@ -97,6 +97,11 @@ AGENT_LETTERS = _gauge("agent_letters", "Dead letters of an agent.", "agent")
 AGENT_UP = _gauge("agent_up", "1 while an agent works, 0 when it gave up.", "agent")
 AGENT_CHANGES = _counter("agent_changes", "Row changes that agents listen to.")
 
+# MQTT.
+MQTT_MESSAGES = _counter("mqtt_messages", "MQTT messages, by broker and what became of them.", "source", "outcome")
+MQTT_UNREADABLE = _counter("mqtt_unreadable", "MQTT messages whose payload is no JSON, or too large.", "source")
+MQTT_CONNECTED = _gauge("mqtt_connected", "1 while a broker is connected.", "source")
+
 # Feeds.
 FEED_LOOKS = _counter("feed_looks", "Looks at a feed, by collection and what came of them.", "collection", "outcome")
 FEED_FETCHES = _counter("feed_fetches", "Documents that were fetched from a feed.", "collection")

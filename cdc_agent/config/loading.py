@@ -15,7 +15,7 @@ from pydantic_settings import EnvSettingsSource, SettingsError
 
 from cdc_agent.config.document import Document, read_document
 from cdc_agent.config.problems import Location, as_config_error, faults_of, key_path, nearest
-from cdc_agent.config.tree import ENV_DELIMITER, ENV_PREFIX, CollectionConfig, Config
+from cdc_agent.config.tree import ENV_DELIMITER, ENV_PREFIX, CollectionConfig, Config, MqttConfig
 from cdc_agent.errors import ConfigError
 
 __all__ = ["load"]
@@ -156,6 +156,7 @@ def _anchor(config: Config, folder: Path) -> Config:
         for name, webhook in config.webhooks.items()
     }
     changes["agents"] = tuple(_anchored_agent(reference, folder) for reference in config.agents)
+    changes["mqtt"] = {name: _anchored_broker(broker, folder) for name, broker in config.mqtt.items()}
     changes["collections"] = tuple(_anchored_feed(collection, folder) for collection in config.collections)
     return config.model_copy(update=changes)
 
@@ -164,6 +165,12 @@ def _anchored_agent(reference: str, folder: Path) -> str:
     """``./agents.py:app`` with its folder; the name of a module stays."""
     place, _, name = reference.rpartition(":")
     return f"{folder / Path(place).expanduser()}:{name}" if place.endswith(".py") else reference
+
+
+def _anchored_broker(broker: MqttConfig, folder: Path) -> MqttConfig:
+    keys = ("ca_file", "cert_file", "key_file", "password_file")
+    paths = {key: folder / path.expanduser() for key in keys if (path := getattr(broker, key)) is not None}
+    return broker.model_copy(update=paths)
 
 
 def _anchored_feed(collection: CollectionConfig, folder: Path) -> CollectionConfig:

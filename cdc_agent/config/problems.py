@@ -144,8 +144,15 @@ def _short(value: object) -> str:
 
 def _known_keys(root: type[BaseModel], location: Location) -> Iterator[str]:
     model: Any = root
+    named = False
     for part in location:
-        model = _model_in(model if isinstance(part, int) else model.model_fields[part].annotation)
+        # A place in a list, or the name of an entry, is no key of a model.
+        if isinstance(part, int) or named:
+            named = False
+            continue
+        annotation = model.model_fields[part].annotation
+        named = typing.get_origin(annotation) is dict
+        model = _model_in(typing.get_args(annotation)[1] if named else annotation)
     return iter(model.model_fields)
 
 

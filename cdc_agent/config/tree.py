@@ -330,6 +330,60 @@ class WebhookConfig(_Section):
         return self
 
 
+class MqttTopicConfig(_Section):
+    filter: str = Field(min_length=1)
+    """Topics: `+` stands for one whole level, `#` for all the rest. The first filter that fits counts. Required."""
+    type: str = Field(min_length=1, max_length=200)
+    """Type of the events, such as `disk.usage`. Required."""
+    key: str = "{topic}"
+    """What an event is about: text with `{topic}`, `{topic[1]}` or `{payload.device.id}`."""
+    id: str | None = None
+    """What names a message, such as `{payload.id}`, so that one that is sent twice is one event. Default: nothing."""
+
+
+class MqttConfig(_Section):
+    insecure: bool = False
+    """Talk to a broker on another machine without TLS."""
+    host: str = Field(min_length=1)
+    """Address of the broker. Required."""
+    port: Port = 1883
+    """Port of the broker; with TLS usually 8883."""
+    tls: bool = False
+    """Talk TLS, and check the broker's certificate."""
+    ca_file: Path | None = None
+    """Certificates that the broker's is checked with. Default: the system's."""
+    cert_file: Path | None = None
+    """Our own certificate, where the broker wants one."""
+    key_file: Path | None = None
+    """The key of our own certificate."""
+    username: str | None = None
+    """Who we are to the broker."""
+    password_file: Path | None = None
+    """File with the password, alone on one line. It is read at each connection."""
+    client_id: str | None = Field(default=None, min_length=1, max_length=128)
+    """Name of our session at the broker; nobody else may use it. Default: `cdc-agent-<name>`."""
+    keepalive_s: int = Field(default=30, ge=5, le=65535)
+    """Seconds after which a silent connection counts as lost."""
+    max_payload_bytes: int = Field(default=256 * 1024, ge=1)
+    """Most bytes of one payload; of larger ones only the size is recorded."""
+    topics: tuple[MqttTopicConfig, ...] = Field(min_length=1)
+    """What to listen to."""
+
+    @model_validator(mode="after")
+    def _is_private(self) -> Self:
+        if not (self.tls or self.insecure or is_loopback(self.host)):
+            raise wrong(
+                f"{self.host} is another machine, and there is no TLS",
+                key="tls",
+                hint="set tls to true (and port to 8883), or insecure to true",
+            )
+        if self.key_file is not None and self.cert_file is None:
+            raise wrong("needs cert_file", key="key_file", hint="a key alone is nothing to a broker")
+        if self.password_file is not None and self.username is None:
+            raise wrong("is missing", key="username", hint="a password without a name is nothing to a broker")
+        return self
+
+
 class HttpConfig(_Section):
     host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on. Anything but a loopback address needs `tokens_file`."""
@@ -397,6 +451,8 @@ class Config(BaseSettings):
     """Who may deliver webhooks to `POST /webhooks/<name>`."""
     agents: tuple[Annotated[str, Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_]*$")], ...] = ()
     """Your own agents: `package.module:app`, or `./agents.py:app` (from this file's folder). See docs/AGENTS.md."""
+    mqtt: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")], MqttConfig] = {}
+    """Brokers whose messages become events."""
     http: HttpConfig = HttpConfig()
     """The HTTP interface."""
     log: LogConfig = LogConfig()
@@ -429,6 +485,13 @@ class Config(BaseSettings):
         if shared := tables & {one.table_name for one in collections if one.feed is not None}:
             raise wrong(f"has a table and a feed by the name {'.'.join(min(shared))}", hint="name the feed otherwise")
         return collections
+
+    @field_validator("mqtt")
+    @classmethod
+    def _brokers_are_no_senders(cls, mqtt: dict[str, MqttConfig], info: ValidationInfo) -> dict[str, MqttConfig]:
+        for name in mqtt.keys() & info.data.get("webhooks", {}).keys():
+            raise wrong(f"{name!r} is a webhook, too", hint="a name is the source of events: give each its own")
+        return mqtt
 
     @model_validator(mode="after")
     def _doorbells_are_there(self) -> Self:

@@ -21,6 +21,7 @@ from cdc_agent.daemon.mail import Mail, open_mail
 from cdc_agent.daemon.making import audited, indexers, retrier, serving
 from cdc_agent.daemon.migrations import Migrations, complete_drops, leave_unconfigured, settle_all
 from cdc_agent.daemon.models import build_embedder
+from cdc_agent.daemon.mqtt import Listeners, open_listeners
 from cdc_agent.daemon.otel import build_traces
 from cdc_agent.daemon.readers import Readers
 from cdc_agent.daemon.sagas import Sagas, open_sagas
@@ -96,6 +97,7 @@ class Daemon:
     mail: Mail | None
     agency: Agency | None
     feeds: Feeds
+    listeners: Listeners
     sagas: Sagas | None
 
     @property
@@ -120,8 +122,9 @@ def build(
     files = open_state(config)
     ledger, stream = files.ledger, files.stream
     agents = load_agents(config.agents)
-    mail = open_mail(config, wanted=bool(config.agents))
+    mail = open_mail(config, wanted=bool(config.agents or config.mqtt))
     dsn = config.source.dsn.get_secret_value()
+    listeners = open_listeners(config, mail.journal if mail else None, stop)
     feeds = open_feeds(config, ledger, mail.journal if mail else None, stop)
     specs = (*config.table_specs(), *remembered_specs(ledger.generations(), config))
     tables = wanted_tables(specs, agents.tables)
@@ -297,6 +300,7 @@ def build(
         mail=mail,
         agency=agency,
         feeds=feeds,
+        listeners=listeners,
         sagas=sagas,
     )
 

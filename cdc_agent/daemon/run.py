@@ -172,6 +172,7 @@ class _Running:
         if daemon.agency is not None:
             daemon.agency.start(self._threads)
         daemon.feeds.start(self._threads)
+        daemon.listeners.start(self._threads)
         if daemon.sagas is not None:
             daemon.sagas.start(self._threads)
 

@@ -254,7 +254,7 @@ class DaemonService:
         if not self._daemon.capture.streaming.is_set() and "source" not in names:
             problems.append(Problem(name="source", message="not streaming yet", hint="it is connecting"))
         problems += [p for p in self._daemon.indexer.problems() if p.name not in names]
-        problems += self._daemon.feeds.problems()
+        problems += [*self._daemon.feeds.problems(), *self._daemon.listeners.problems()]
         names |= {problem.name for problem in problems}
         problems += self._mending()
         if "vectorstore" not in names:

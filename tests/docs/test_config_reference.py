@@ -49,7 +49,7 @@ def keys(model: type[BaseModel] = Config, above: str = "") -> Iterator[Key]:
         if section is None:
             yield Key(above + name, field.default, " ".join((field.description or "").split()))
         else:
-            marker = {"collections": "[]", "webhooks": ".<name>"}.get(name, "")
+            marker = {"collections": "[]", "webhooks": ".<name>", "mqtt": ".<name>", "topics": "[]"}.get(name, "")
             yield from keys(section, f"{above}{name}{marker}.")
 
 
@@ -64,9 +64,11 @@ def reference_values(tree: dict[str, Any], above: str = "") -> Iterator[tuple[st
     for name, value in tree.items():
         if name == "collections":
             yield from reference_values(value[0], "collections[].")
-        elif name == "webhooks":
-            for webhook in value.values():
-                yield from reference_values(webhook, "webhooks.<name>.")
+        elif name in ("webhooks", "mqtt"):
+            for one in value.values():
+                yield from reference_values(one, f"{name}.<name>.")
+        elif name == "topics":
+            yield from reference_values(value[0], f"{above}topics[].")
         elif isinstance(value, dict):
             yield from reference_values(value, f"{above}{name}.")
         else:
@@ -78,7 +80,9 @@ ALL_KEYS = list(keys())
 
 def uncommented(text: str) -> str:
     """The reference with its optional keys, and its example of webhooks, switched on."""
-    text = re.sub(r"^# ( *[a-z_]+:)", r"\1", text.replace("webhooks: {}\n", ""), flags=re.MULTILINE)
+    text = re.sub(
+        r"^# ( *[a-z_]+:)", r"\1", text.replace("webhooks: {}\n", "").replace("mqtt: {}\n", ""), flags=re.MULTILINE
+    )
     return re.sub(r"^( *)# ([a-z_]+: \S)", r"\1\2", text, flags=re.MULTILINE)
 
 
@@ -93,7 +97,7 @@ def test_the_reference_file_has_the_key_and_its_default(key: Key) -> None:
     if key.default is None:
         assert key.path not in values, f"{key.path} is optional: comment it out in config/cdc-agent.yaml"
     elif key.default is not PydanticUndefined:
-        shown = all_values if key.path.startswith(("webhooks.", "collections[].feed.")) else values
+        shown = all_values if key.path.startswith(("webhooks.", "mqtt.", "collections[].feed.")) else values
         assert shown.get(key.path) == plain(key.default)
 
 

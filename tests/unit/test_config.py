@@ -500,3 +500,46 @@ def test_feeds_alone_are_not_enough_yet(write):
     )
 
     assert "has feeds alone" in error_of(path).message
+
+
+# MQTT.
+
+MQTT = "mqtt:\n  factory:\n    host: {host}\n    topics: [{{filter: 'a/+', type: t{topic}}}]\n{more}"
+
+
+def test_a_broker_needs_a_place_and_topics(write):
+    config = load(write(MQTT.format(host="127.0.0.1", topic="", more="    username: u\n    password_file: ./p\n")))
+
+    assert config.mqtt["factory"].port == 1883
+    assert config.mqtt["factory"].password_file.is_absolute()
+    assert config.mqtt["factory"].topics[0].key == "{topic}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            MQTT.format(host="broker.example", topic="", more=""),
+            "broker.example is another machine, and there is no TLS",
+        ),
+        (MQTT.format(host="127.0.0.1", topic=", kee: x", more=""), "did you mean mqtt.factory.topics[0].key?"),
+        (MQTT.format(host="127.0.0.1", topic="", more="    hots: x\n"), "did you mean mqtt.factory.host?"),
+        (MQTT.format(host="127.0.0.1", topic="", more="    key_file: ./k\n"), "key_file needs cert_file"),
+        (MQTT.format(host="127.0.0.1", topic="", more="    password_file: ./p\n"), "username is missing"),
+        (
+            MQTT.format(host="127.0.0.1", topic="", more="webhooks: {factory: {kind: github, secret: s}}\n"),
+            "'factory' is a webhook, too",
+        ),
+    ],
+)
+def test_a_broker_that_cannot_work_is_refused(write, text, message):
+    error = error_of(write(text))
+
+    assert message in error.message
+    assert error.hint
+
+
+def test_an_unknown_key_of_a_webhook_is_named_with_the_nearest_one(write):
+    error = error_of(write("webhooks: {hub: {kind: github, secrt: s}}\n"))
+
+    assert "did you mean webhooks.hub.secret?" in error.message

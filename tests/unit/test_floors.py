@@ -19,7 +19,7 @@ FLOORS = [
         *("queries", "snapshot", "sqlite_file", "sqlite_schema", "retry", "health", "freshness", "tracing"),
     },
     {"source", "stream", "embedding", "vectorstore", "ledger", "journal"},  # 1 ends: one outside system each
-    {"agents", "llm", "reactions", "sagas", "webhooks", "feeds"},  # 2 reactions
+    {"agents", "llm", "reactions", "sagas", "webhooks", "feeds", "mqtt"},  # 2 reactions
     {  # 3 loops
         *("capture", "resync", "resync_order", "signals", "verify", "explain", "migrate", "search", "grants"),
         *("identity", "marker", "storekeeper", "tables", "testing"),
