@@ -245,6 +245,8 @@ class _Running:
         self._service.close()
         if daemon.agency is not None:
             daemon.agency.close()
+        if daemon.sagas is not None:
+            daemon.sagas.close()
         daemon.traces.close()
         if daemon.chroma is not None:
             daemon.chroma.stop()

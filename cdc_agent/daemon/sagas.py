@@ -14,6 +14,7 @@ from cdc_agent.errors import CdcAgentError, JournalFull
 from cdc_agent.health import Health
 from cdc_agent.reactions.agents import Agents
 from cdc_agent.reactions.context import Search
+from cdc_agent.reactions.hands import Hands
 from cdc_agent.retry import Backoff, Retrier
 from cdc_agent.sagas.context import SagaTools
 from cdc_agent.sagas.operations import SagaOperations
@@ -27,8 +28,11 @@ log = logging.getLogger(__name__)
 class Sagas:
     """Safe to call from several threads. If carrying them on fails, it fails alone."""
 
-    def __init__(self, runtime: SagaRuntime, operations: SagaOperations, mail: Mail, health: Health) -> None:
+    def __init__(
+        self, runtime: SagaRuntime, operations: SagaOperations, *, mail: Mail, health: Health, hands: Hands
+    ) -> None:
         self.operations = operations
+        self._hands = hands
         self._runtime = runtime
         self._mail = mail
         self._health = health
@@ -41,6 +45,10 @@ class Sagas:
         """The process is to stop: nobody waits any longer for what might come."""
         self._mail.journal.wake()
         self._runtime.ring()
+
+    def close(self) -> None:
+        """After its threads have ended, or were left behind."""
+        self._hands.close()
 
     def tell(self) -> None:
         """Metrics of what is now."""
@@ -65,6 +73,7 @@ def open_sagas(
     if not app.sagas and not mail.sagas.find(limit=1):
         return None
     retrier = Retrier(stop, health, Backoff(initial_s=config.retry.initial_s, maximum_s=config.retry.maximum_s))
+    hands = Hands(config.state_dir / "sagas-in-hand.json")
     runtime = SagaRuntime(
         app.sagas,
         journal=mail.journal,
@@ -74,8 +83,9 @@ def open_sagas(
         stop=stop,
         tools=SagaTools(search=_asked(search), commands=app.commands),
         keep=lambda write: retrier.until_done("journal", write, (JournalFull,), once=True),
+        in_hand=hands,
     )
-    return Sagas(runtime, SagaOperations(mail.sagas, runtime), mail, health)
+    return Sagas(runtime, SagaOperations(mail.sagas, runtime), mail=mail, health=health, hands=hands)
 
 
 def _asked(search: Search) -> Callable[..., Sequence[Any]]:

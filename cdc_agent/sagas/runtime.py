@@ -18,6 +18,7 @@ from cdc_agent.events import Event, Kind
 from cdc_agent.health import Health
 from cdc_agent.journal.base import Desk, Journal
 from cdc_agent.journal.saga_book import ENDED, SagaBook, SagaRecord, SagaState
+from cdc_agent.reactions.hands import Hands as InHand
 from cdc_agent.retry import Stopping
 from cdc_agent.sagas import rules
 from cdc_agent.sagas.attempts import Attempt, Hands, InlineHands, ThreadedHands
@@ -36,6 +37,8 @@ Keep = Callable[[Callable[[], Any]], Any]
 AGENT = "sagas"
 #: Commands that are taken in one transaction.
 _AT_ONCE = 100
+#: Deaths of the process in a row for which what was being done is to blame, at least.
+_CRASHES = 3
 #: Entries of the journal that are read again after a restart, at most.
 _NOTE_EVERY = 10_000
 #: Seconds after which a thread that waits looks whether it is to end, and after the end for what is under way.
@@ -49,6 +52,7 @@ class SagaRuntime:
     """``run_intake`` and ``run`` each want a thread; ``until_idle`` does the work of both in the caller's.
 
     ``clock`` gives seconds since 1970. ``keep`` makes a write, again and again while the journal has no room.
+    ``in_hand`` remembers what is being done when the process dies.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class SagaRuntime:
         tools: SagaTools | None = None,
         clock: Callable[[], float] = time.time,
         keep: Keep | None = None,
+        in_hand: InHand | None = None,
         inline: bool = False,
     ) -> None:
         self.sagas = sagas
@@ -73,6 +78,10 @@ class SagaRuntime:
         self._clock = clock
         self._tools = tools or SagaTools(now=self._now)
         self._keep = keep or _once
+        self._in_hand = in_hand or InHand(None)
+        #: The saga that is to be alone, and whether nothing may begin until something ends.
+        self._alone = ""
+        self._is_full = False
         self._bell = threading.Event()
         self._hands: Hands = InlineHands() if inline else ThreadedHands(self._bell.set)
         # From the first event on: a command waits for ever for whom it was meant.
@@ -166,10 +175,21 @@ class SagaRuntime:
             metrics.SAGAS.labels(state=str(state)).set(counts.get(str(state), 0))
 
     def _due(self) -> Sequence[SagaRecord]:
-        room = self._hands.room()
-        if room <= 0:
+        """What may begin now. Whoever was in hand at each of the last deaths is alone the next time: only one of those
+        that were is to blame."""
+        room, at_work = self._hands.room(), self._hands.at_work
+        self._is_full = room <= 0 or self._alone in at_work
+        if self._is_full:
             return ()
-        return self._book.due(self._now_us(), limit=room, without=self._hands.at_work)
+        due = self._book.due(self._now_us(), limit=room, without=at_work)
+        suspects = [record for record in due if self._in_hand.crashes(_in_hand_as(record), 0) >= _CRASHES - 1]
+        if not suspects:
+            return due
+        self._is_full = bool(at_work)
+        if at_work:
+            return ()
+        self._alone = suspects[0].id
+        return suspects[:1]
 
     def _begin_attempt(self, record: SagaRecord) -> None:
         saga = self.sagas[record.name]
@@ -181,13 +201,25 @@ class SagaRuntime:
         function = step.undo if undo else step.ways[min(record.alternative, len(step.ways) - 1)]
         assert function is not None
         context = StepContext(record, purpose="undo" if undo else "do", tools=self._tools)
-        failpoints.hit("saga_before_call")
-        self._hands.start(
-            Attempt(record=record, function=function, context=context, timeout_s=step.timeout_s, undo=undo)
-        )
+        attempt = Attempt(record=record, function=function, context=context, timeout_s=step.timeout_s, undo=undo)
+        crashes = self._in_hand.crashes(_in_hand_as(record), 0)
+        if crashes < _most_crashes(record, step):
+            failpoints.hit("saga_before_call")
+            self._start(attempt)
+            return
+        attempt.failure = Failure(error=f"the process died {crashes} times in a row while this was done")
+        if not undo:
+            # No other attempt of this way, whatever it says: the daemon would die of it again.
+            attempt.record = replace(record, attempt=max(record.attempt, step.attempts - 1))
+        self._conclude(attempt)
+
+    def _start(self, attempt: Attempt) -> None:
+        self._in_hand.take(attempt.context.idempotency_key, 0)
+        self._hands.start(attempt)
 
     def _conclude(self, attempt: Attempt) -> None:
         """Write down what an attempt came to."""
+        self._in_hand.put(attempt.context.idempotency_key, 0)
         if attempt.stuck is not None:
             self._conclude_alert(attempt, attempt.stuck)
             return
@@ -211,9 +243,13 @@ class SagaRuntime:
     def _alert(self, function: Callable[[Any], Any], attempt: Attempt, move: Move) -> None:
         context = StepContext(attempt.record, purpose="stuck", tools=self._tools)
         context.error = move.record.error
-        self._hands.start(
-            Attempt(record=attempt.record, function=function, context=context, timeout_s=_ALERT_S, stuck=move)
-        )
+        alert = Attempt(record=attempt.record, function=function, context=context, timeout_s=_ALERT_S, stuck=move)
+        crashes = self._in_hand.crashes(context.idempotency_key, 0)
+        if crashes < _CRASHES:
+            self._start(alert)
+            return
+        alert.failure = Failure(error=f"the process died {crashes} times in a row while this was done")
+        self._conclude(alert)
 
     def _conclude_alert(self, attempt: Attempt, move: Move) -> None:
         if attempt.failure is None:
@@ -284,7 +320,7 @@ class SagaRuntime:
         """How long nothing is due."""
         next_due = self.next_due()
         until_due = _LOOK_S if next_due is None else next_due - self._clock()
-        if not self._hands.room():
+        if self._is_full:
             until_due = _LOOK_S
         over = self._hands.patience_s()
         return max(0.0, min(_LOOK_S, until_due, _LOOK_S if over is None else over))
@@ -320,6 +356,18 @@ def _once(write: Callable[[], Any]) -> Any:
 
 def _wanted(kind: str, type_: str) -> bool:
     return kind == Kind.COMMAND and type_.startswith(START) and is_name(type_.removeprefix(START))
+
+
+def _in_hand_as(record: SagaRecord) -> str:
+    """The idempotency key of what is next."""
+    return f"{record.id}:{record.step}" + ("" if record.state is SagaState.RUNNING else ":undo")
+
+
+def _most_crashes(record: SagaRecord, step: Step) -> int:
+    """How often the process may die in a row while this is done. Who is stuck has had enough of them."""
+    if record.state is SagaState.RUNNING:
+        return max(_CRASHES, step.attempts)
+    return 1 if record.state is SagaState.STUCK else _CRASHES
 
 
 def _done(saga: Saga, attempt: Attempt, now_us: int) -> Move:

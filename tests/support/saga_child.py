@@ -1,7 +1,8 @@
 """Processes that carry sagas on and are killed at it: ``python -m tests.support.saga_child SCENARIO FOLDER``.
 
 The process forks one child for each life of a journal, so that a life costs milliseconds. ``exhaustive`` scenarios are
-lived once for every passage of every failpoint, each in a folder of its own; ``crowd`` has sixty sagas in one.
+lived once for every passage of every failpoint, each in a folder of its own; ``crowd`` has sixty sagas in one;
+``doomed`` is one saga whose steps kill the process.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from zlib import crc32
 
 from cdc_agent import failpoints
+from cdc_agent.reactions.hands import Hands
 from cdc_agent.sagas import Approval, Saga, Step
 from tests.support.saga_world import Fate, FileWorld, House, start_command
 
@@ -64,6 +66,13 @@ def _deadly(name: str, key: str, nth: int) -> str:
     return dice.choice(["ok"] * 25 + ["fail", "lost"] * 6 + ["cut", "shot"])
 
 
+def _murderous(name: str, _key: str, _nth: int) -> str:
+    """Whoever books the hotel dies of it; so does whoever cancels the flight. There is no car."""
+    if name == "car":
+        return "refuse"
+    return "shot" if name in ("hotel", "unflight") and _nth < 5 else "ok"
+
+
 #: Scenarios that are lived exhaustively.
 FATES: dict[str, Fate] = {"well": _well, "ill": _ill}
 
@@ -71,7 +80,8 @@ FATES: dict[str, Fate] = {"well": _well, "ill": _ill}
 def _live(folder: Path, fate: Fate, spec: str | None, *, inline: bool) -> None:
     """One life, in this process, to the end of all sagas."""
     failpoints.arm(spec)
-    house = House(folder / "journal.sqlite", trip(FileWorld(folder / "world.jsonl", fate)), inline=inline)
+    world, in_hand = FileWorld(folder / "world.jsonl", fate), Hands(folder / "in-hand.json")
+    house = House(folder / "journal.sqlite", trip(world), inline=inline, in_hand=in_hand)
     if inline:
         while house.runtime.until_idle() or _approve(house):
             house.now += 1
@@ -139,8 +149,17 @@ def _crowd(folder: Path) -> Iterator[str]:
     raise AssertionError("they never end")
 
 
+def _doomed(folder: Path) -> Iterator[str]:
+    """One saga with steps that kill, life after life."""
+    _begin(folder / "doomed", 1)
+    while (code := _forked(lambda: _live(folder / "doomed", _murderous, None, inline=True))) != 0:
+        assert code == -signal.SIGKILL, code
+        yield "died"
+
+
 def main(scenario: str, folder: Path) -> None:
-    lives = _crowd(folder) if scenario == "crowd" else _exhaustive(folder, FATES[scenario])
+    others = {"crowd": _crowd, "doomed": _doomed}
+    lives = others[scenario](folder) if scenario in others else _exhaustive(folder, FATES[scenario])
     print(json.dumps(list(lives)))
 
 

@@ -151,6 +151,11 @@ class House:
         self._open(sagas or self.sagas)
         return self
 
+    def again(self, **more: Any) -> House:
+        """After a death, with other parts if there are any."""
+        self._more |= more
+        return self.reopened()
+
     def start(self, saga: str, number: int = 1, data: Any = None, key: str = "order-1") -> str:
         """Ask for a saga; everything that is due by now is done. Returns its id."""
         self.journal.append([start_command(saga, number, data, key)])

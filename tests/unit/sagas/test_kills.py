@@ -75,6 +75,22 @@ def test_a_saga_that_is_killed_anywhere_comes_to_the_same_end(tmp_path: Path, sc
 
 
 @pytest.mark.chaos
+@pytest.mark.fault("saga-kills-the-process")
+def test_a_step_that_kills_the_process_does_not_do_so_for_ever(tmp_path: Path) -> None:
+    # When a step kills the process whenever it is done, and later another one whenever it is undone
+    deaths = lives("doomed", tmp_path)
+
+    # Then the one is done in another way after three deaths; the other is tried on, with pauses, until it does not kill
+    house, world = found(tmp_path / "doomed")
+    assert judge_all(house, world) == {"compensated": 1}
+    names = [name for name, _ in world.calls]
+    house.file.close()
+    assert [name for name in names if name in ("hotel", "hostel")] == ["hotel", "hotel", "hotel", "hostel"]
+    assert names.count("unflight") == 6
+    assert len(deaths) == 8
+
+
+@pytest.mark.chaos
 @pytest.mark.fault("killed-in-a-saga")
 def test_sixty_sagas_in_a_deadly_world_each_come_to_one_end(tmp_path: Path) -> None:
     # When sixty sagas go on through death after death

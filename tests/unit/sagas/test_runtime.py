@@ -14,6 +14,7 @@ import pytest
 from cdc_agent.errors import AgentError, UsageError
 from cdc_agent.events import Event, Kind
 from cdc_agent.journal.base import Query
+from cdc_agent.reactions.hands import Hands
 from cdc_agent.sagas import Approval, Saga, Step, StepContext
 from cdc_agent.sagas.context import SagaTools
 from tests.support.saga_world import NOW, House, World, start_command
@@ -541,3 +542,91 @@ def test_what_is_shown_can_be_written_as_json_and_has_everything(new_house: NewH
     assert "data" not in house.operations.find()[0]
     with pytest.raises(UsageError, match="no state"):
         house.operations.find(state="sleeping")
+
+
+# Steps that kill the process. A death is what leaves the file as it is.
+
+
+def test_a_step_that_kills_the_process_again_and_again_is_given_up(new_house: NewHouse, tmp_path: Path) -> None:
+    # Given a saga whose second step kills the process whenever it is done
+    world, lives = World(), []
+    kill = Step("kill", lambda _: lives.append(1), attempts=2, alternatives=[world.does("other")])
+    saga = Saga("s", [Step("one", world.does("one")), kill])
+    house = new_house(saga, in_hand=Dying(tmp_path / "in-hand.json", kill_at=":kill"))
+    with pytest.raises(Died):
+        house.start("s")
+
+    # When it is started again, and again
+    for _ in range(2):
+        house.again(in_hand=Dying(tmp_path / "in-hand.json", kill_at=":kill"))
+        with pytest.raises(Died):
+            house.runtime.until_idle()
+    house.again(in_hand=Dying(tmp_path / "in-hand.json", kill_at="nothing"))
+    house.to_the_end()
+
+    # Then it is not done a fourth time: there is another way
+    assert lives == []
+    assert world.names() == ["one", "other"]
+    [failed] = house.journal.find(Query(type="saga.step_failed"))
+    assert failed.event.data["error"] == "the process died 3 times in a row while this was done"
+    assert house.one().state == "completed"
+
+
+def test_an_undo_that_kills_the_process_is_tried_on_with_pauses(new_house: NewHouse, tmp_path: Path) -> None:
+    world = World({"pay": ["refuse"]})
+    saga = Saga("s", [Step("one", world.does("one"), undo=world.does("undo")), Step("pay", world.does("pay"))])
+    path = tmp_path / "in-hand.json"
+    house = new_house(saga, in_hand=Dying(path, kill_at=":undo"))
+    with pytest.raises(Died):
+        house.start("s")
+
+    # When it has died of it three times
+    for _ in range(2):
+        house.again(in_hand=Dying(path, kill_at=":undo"))
+        with pytest.raises(Died):
+            house.runtime.until_idle()
+    house.again(in_hand=Dying(path, kill_at="nothing"))
+    house.runtime.until_idle()
+
+    # Then it rests, and goes on
+    assert (house.one().state, house.one().attempt) == ("compensating", 1)
+    assert world.names() == ["one", "pay"]
+    house.to_the_end()
+    assert house.one().state == "compensated"
+    assert world.names() == ["one", "pay", "undo"]
+
+
+def test_a_process_that_ends_as_it_should_is_no_death(new_house: NewHouse, tmp_path: Path) -> None:
+    path = tmp_path / "in-hand.json"
+    saga = Saga("s", [Step("one", lambda _: None, attempts=1)])
+    for life in range(4):
+        hands = Dying(path, kill_at=":one")
+        if not life:
+            house = new_house(saga, in_hand=hands)
+            house.journal.append([start_command("s")])
+        else:
+            house.again(in_hand=hands)
+        with pytest.raises(Died):
+            house.runtime.until_idle()
+        hands.close()
+
+    house.again(in_hand=Hands(path))
+    house.runtime.until_idle()
+    assert house.one().state == "completed"
+
+
+class Died(BaseException):
+    """The process is no more."""
+
+
+class Dying(Hands):
+    """Dies as soon as something of this name is in hand."""
+
+    def __init__(self, path: Path, *, kill_at: str) -> None:
+        super().__init__(path)
+        self._kill_at = kill_at
+
+    def take(self, agent: str, number: int) -> None:
+        super().take(agent, number)
+        if agent.endswith(self._kill_at):
+            raise Died

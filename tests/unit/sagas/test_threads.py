@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from cdc_agent.health import Health
-from cdc_agent.sagas import Saga, Step, StepContext
+from cdc_agent.reactions.hands import Hands
+from cdc_agent.sagas import Saga, Step, StepContext, rules
 from cdc_agent.sagas.attempts import Attempt, ThreadedHands
 from cdc_agent.sagas.context import SagaTools
 from tests.support.saga_world import House, World, start_command
@@ -210,7 +211,9 @@ def test_when_too_many_threads_hang_nothing_begins_until_one_ends() -> None:
     assert all(attempt.failure is not None and attempt.failure.timed_out for attempt in ended)
     assert (hands.room(), hands.worn_out) == (0, True)
     released.set()
-    until(lambda: hands.ended() == [] and hands.room() == 4, what="the threads to end")
+    late: list[Attempt] = []
+    until(lambda: late.extend(hands.ended()) or hands.room() == 4, what="the threads to end")
+    assert late == []
 
 
 def test_hanging_threads_are_told_of(running: Running) -> None:
@@ -227,7 +230,36 @@ def test_hanging_threads_are_told_of(running: Running) -> None:
 
 
 def start_record() -> Any:
-    from cdc_agent.sagas import rules
-
     saga = Saga("s", [Step("hang", lambda _: None)])
     return rules.begin(saga, start_command("s"), 0).record
+
+
+def test_who_was_in_hand_at_the_last_two_deaths_is_alone_the_next_time(running: Running, tmp_path: Path) -> None:
+    # Given three sagas that were all in hand when the process died twice
+    path, lock, at_work, together = tmp_path / "in-hand.json", threading.Lock(), set(), set()
+
+    def step(context: StepContext) -> None:
+        with lock:
+            at_work.add(context.saga_id)
+            if len(at_work) > 1:
+                together.update(at_work)
+        asyncio.run(asyncio.sleep(0.02))
+        with lock:
+            at_work.remove(context.saga_id)
+
+    saga = Saga("s", [Step("do", step)])
+    ids = [rules.saga_id(start_command("s", number)) for number in (1, 2, 3)]
+    for _ in range(2):
+        hands = Hands(path)
+        for id_ in ids:
+            hands.take(f"{id_}:do", 0)
+
+    # When they go on, beside others
+    house = running(saga, in_hand=Hands(path))
+    begin(house, "s", *range(1, 20))
+    until(lambda: len(ends(house)) == 19, what="all to end")
+
+    # Then each of the three was alone, and the others were not
+    assert together
+    assert together.isdisjoint(ids)
+    assert set(ends(house)) == {"completed"}
