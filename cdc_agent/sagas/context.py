@@ -91,6 +91,7 @@ class StepContext:
         event = said_by(
             self._record,
             f"e{len(self.emitted) + 1}",
+            version=self._record.version,
             kind=kind,
             type_=type_,
             data=as_json(data, f"data of {type_}"),
@@ -102,13 +103,21 @@ class StepContext:
 
 
 def said_by(
-    record: SagaRecord, id_: str, *, kind: Kind, type_: str, data: Any, key: str | None, now: dt.datetime
+    record: SagaRecord,
+    id_: str,
+    *,
+    version: int,
+    kind: Kind,
+    type_: str,
+    data: Any,
+    key: str | None,
+    now: dt.datetime,
 ) -> Event:
-    """An event of the transition that ``record`` is about to make. The same transition makes the same ids."""
+    """An event of the transition that a saga makes from ``version`` on. The same transition makes the same ids."""
     start = record.start
     step = f"{start.type} {start.key}".encode("utf-8", "surrogatepass")
     return Event(
-        id=f"{record.id}/{record.version:06d}/{id_}",
+        id=f"{record.id}/{version:06d}/{id_}",
         source=record.source,
         kind=kind,
         type=type_,

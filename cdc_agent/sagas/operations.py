@@ -9,8 +9,8 @@ from cdc_agent.errors import UsageError
 from cdc_agent.journal.saga_book import SagaBook, SagaRecord, SagaState
 from cdc_agent.sagas import rules
 from cdc_agent.sagas.model import Saga
-from cdc_agent.sagas.rules import Move
-from cdc_agent.sagas.runtime import SagaRuntime, hint_for
+from cdc_agent.sagas.rules import Move, hint_for
+from cdc_agent.sagas.runtime import SagaRuntime
 
 __all__ = ["ACTIONS", "STATES", "SagaOperations"]
 

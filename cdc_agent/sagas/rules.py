@@ -26,6 +26,7 @@ __all__ = [
     "cancel",
     "done",
     "failed",
+    "hint_for",
     "reject",
     "saga_id",
     "timed_out",
@@ -91,6 +92,13 @@ def begin(saga: Saga | None, start: Event, now_us: int) -> Move:
     )
     move = Move(record).saying("started")
     return move if saga is None else _adopted(saga, move, now_us)
+
+
+def hint_for(record: SagaRecord) -> str:
+    """What an operator does about an orphan."""
+    if not record.steps:
+        return f"no app in `agents` declares a saga {record.name}: declare it and start again"
+    return f"declare {record.name} again with the steps {', '.join(record.step_names)}, and start again"
 
 
 def adopt(saga: Saga, record: SagaRecord, now_us: int) -> Move:
