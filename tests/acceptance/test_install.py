@@ -58,7 +58,9 @@ def test_the_unit_and_a_configuration_to_edit_are_put_in_place(machine: Machine,
     monkeypatch.setenv("CDC_AGENT_SOURCE__DSN_FILE", str(tmp_path / "dsn"))
     monkeypatch.setenv("CDC_AGENT_STATE_DIR", str(tmp_path / "state"))
     assert load(machine.path("/etc/cdc-agent/cdc-agent.yaml")).collections
-    assert machine.path("/etc/cdc-agent").stat().st_mode & 0o007 == 0
+    # Which is read by a user that systemd makes up.
+    assert machine.path("/etc/cdc-agent").stat().st_mode & 0o777 == 0o755
+    assert machine.path("/etc/cdc-agent/cdc-agent.yaml").stat().st_mode & 0o777 == 0o644
 
 
 def test_installing_again_changes_nothing_and_keeps_what_was_edited(machine: Machine) -> None:
