@@ -25,8 +25,9 @@ def main() -> int:
     story = importlib.import_module(f"examples.{args.name}.story")
     print("Postgres, the daemon and an outside world start …", flush=True)
     try:
-        with stage(args.name, embedding=args.embedding) as scenery:
-            story.play(scenery)
+        prepared = getattr(story, "prepared", None)
+        with stage(args.name, embedding=args.embedding, prepared=prepared) as (scenery, *props):
+            story.play(scenery, *props)
             if not args.once:
                 print(f"\nIt keeps running: {scenery.agent.url}/ and psql '{scenery.dsn}'.", flush=True)
                 print("Ctrl-C removes everything.", flush=True)

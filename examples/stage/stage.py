@@ -12,8 +12,8 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,11 @@ __all__ = ["EXAMPLES", "Stage", "settings_of", "stage"]
 EXAMPLES = Path(__file__).parents[1]
 _POLL_S = 0.1
 _WAIT_S = 60.0
+#: Of what is told of one event.
+_WIDTH = 240
+
+#: Changes the settings and puts files into the folder of the daemon; what it gives is the story's.
+Prepared = Callable[[dict[str, Any], Path], AbstractContextManager[Any]]
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -91,8 +96,8 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage(name: str, *, embedding: str) -> Iterator[Stage]:
-    """Put up everything in a folder that is thrown away."""
+def stage(name: str, *, embedding: str, prepared: Prepared | None = None) -> Iterator[tuple[Any, ...]]:
+    """Put up everything in a folder that is thrown away, and what ``prepared`` makes; gives what a story plays on."""
     with ExitStack() as things:
         folder = Path(things.enter_context(throwaway_folder()))
         server = things.enter_context(PostgresServer(preferred_installation().bin_dir, folder / "postgres"))
@@ -106,10 +111,11 @@ def stage(name: str, *, embedding: str) -> Iterator[Stage]:
         own.mkdir(mode=0o700)
         settings = settings_of(name)
         settings.setdefault("embedding", {})["backend"] = embedding
+        props = (things.enter_context(prepared(settings, own)),) if prepared is not None else ()
         agent = Agent(own, server.dsn(), settings)
         things.callback(agent.close)
         agent.start()
-        yield Stage(server.dsn(), agent, world, sandbox)
+        yield Stage(server.dsn(), agent, world, sandbox), *props
 
 
 def _told(effect: Effect) -> None:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 STORIES = sorted(path.parent.name for path in EXAMPLES.glob("*/story.py"))
 #: What is told last.
 ENDS = {
+    "docs_refresh": "docs_changed",
     "fan_out": "customer_thanked",
     "fraud_detective": "account_annotated",
     "ops_runbook": "incident_told",

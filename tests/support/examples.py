@@ -7,6 +7,7 @@ import sqlite3
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from cdc_agent.events import Event
 from cdc_agent.journal.base import Entry, Letter, Query
@@ -90,6 +91,7 @@ class Shop:
         *,
         mishap: str = "calm",
         env: Mapping[str, str] | None = None,
+        prepare: Callable[[dict[str, Any], Path], None] = lambda _settings, _folder: None,
     ) -> None:
         self.pg = pg
         self.world = world
@@ -109,6 +111,7 @@ class Shop:
         }
         pg.execute((EXAMPLES / name / "schema.sql").read_text())
         settings = settings_of(name)
+        prepare(settings, folder)
         if mishap == "every-attempt-twice":
             [reference] = settings["agents"]
             twice = folder / "twice.py"
