@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
 from cdc_agent import metrics
 from cdc_agent.errors import JournalFull
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 #: Seconds for a connection, and for one look at the network: so long does a stop wait.
 _CONNECT_S = 10.0
 _LOOK_S = 0.5
+#: Messages that are recorded in one transaction. A broker has some twenty in flight.
+_AT_ONCE = 100
 #: The newest events that a redelivered message without an id is compared with. Brokers have some twenty in flight.
 _COMPARED = 500
 #: A connection that lived so long ends the growing of pauses.
@@ -112,7 +114,7 @@ class Listener:
             client = self._client()
             client.connect(self._broker.host, self._broker.port, keepalive=self._broker.keepalive_s)
             while not self._stop.is_set():
-                code = client.loop(_LOOK_S)
+                code = self._look(client)
                 self._take(client)
                 if self._refused or code != paho.MQTT_ERR_SUCCESS:
                     return self._refused or f"the connection to the broker is lost: {paho.error_string(code)}"
@@ -123,6 +125,15 @@ class Listener:
         except (OSError, ValueError) as exc:
             return f"the broker cannot be reached: {exc}"
         return ""
+
+    def _look(self, client: paho.Client) -> MQTTErrorCode:
+        """Wait for something, then take in all that is there by now: one look of paho's is one packet."""
+        code = client.loop(_LOOK_S)
+        while code == paho.MQTT_ERR_SUCCESS and 0 < (before := len(self._arrived)) < _AT_ONCE:
+            code = client.loop(0.0)
+            if len(self._arrived) == before:
+                break
+        return code
 
     def _client(self) -> paho.Client:
         broker = self._broker
