@@ -1,8 +1,9 @@
-"""The write protocol (``agents.writing``, ``ledger``) as a model: one document, five versions of it.
+"""The write protocol (``agents.writing``, ``ledger``) as a model: one document, six versions of it.
 
 What can happen: a crash at every step; a request to the store that is applied, lost, or lands late, whether we died
-or only got no answer; any batching of versions. The rules switched off by ``Rules`` are those that the protocol
-stands on; without any one of them the explorer finds a way to a wrong index.
+or only got no answer; any batching of versions; the next batch planned while one is being written. The rules switched
+off by ``Rules`` are those that the protocol stands on; without any one of them the explorer finds a way to a wrong
+index.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from tests.model.explorer import Model
 
-#: The document after each version: its chunk texts and its metadata. It grows, shrinks, returns, goes and comes back.
+#: The document after each version: its chunk texts and its metadata. It is born, moves its metadata alone, its text
+#: alone, both, goes, and comes back smaller.
 VERSIONS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((), ""),
     (("a", "b"), "m1"),
+    (("a", "b"), "m2"),
     (("a", "x"), "m2"),
     (("a", "b"), "m1"),
     ((), ""),
@@ -42,6 +45,12 @@ class Rules:
     taint_after_crash: bool = True
     taint_after_failure: bool = True
     suspect_repeated_upserts: bool = True
+    #: Where more than metadata changes, everything that the document consists of changes with it.
+    no_metadata_beside_new_text: bool = True
+    #: What was planned ahead is thrown away when the batch before it failed, or is suspected.
+    ahead: bool = False
+    drop_ahead_after_failure: bool = True
+    drop_ahead_after_suspicion: bool = True
     flip: Literal["after_upsert", "before_upsert", "after_delete"] = "after_upsert"
     checkpoint_with_flip: bool = True
     durable_garbage: bool = True
@@ -76,6 +85,9 @@ class State(NamedTuple):
     planned: Chunks = ()
     doubted: frozenset[ChunkId] = frozenset()
     tainted: frozenset[ChunkId] = frozenset()
+    #: The batch behind the one in hand, planned on what that one will leave; chunks without an id get theirs later.
+    ahead_target: int = 0
+    ahead: tuple[tuple[ChunkId | None, str], ...] = ()
 
 
 def model(rules: Rules) -> Model[State]:
@@ -89,6 +101,8 @@ def model(rules: Rules) -> Model[State]:
 def _steps(rules: Rules, s: State) -> Iterator[tuple[str, State]]:
     yield from _landings(s)
     yield from _crashes(rules, s)
+    if rules.ahead:
+        yield from _plans_ahead(rules, s)
     yield from _TABLE[s.step](rules, s)
 
 
@@ -111,6 +125,8 @@ def _crashes(rules: Rules, s: State) -> Iterator[tuple[str, State]]:
         target=0,
         planned=(),
         doubted=frozenset(),
+        ahead_target=0,
+        ahead=(),
         # What was being written in place stands among the intents, and lives.
         tainted=(s.intents | s.suspected) & _ids(s.manifest) if rules.taint_after_crash else frozenset(),
         garbage=s.garbage if rules.durable_garbage else frozenset(),
@@ -137,12 +153,22 @@ def _failed(rules: Rules, s: State, request: Request) -> Iterator[tuple[str, Sta
 # -- the protocol -----------------------------------------------------------------------------------------------
 
 
+def _plans_ahead(rules: Rules, s: State) -> Iterator[tuple[str, State]]:
+    """The next batch is planned as soon as the ids of this one are known."""
+    if s.step in ("upsert", "metadata", "flip") and s.target < LAST and not s.ahead_target:
+        plan = _diff(rules, s.planned, s.target, s.target + 1, s.tainted)
+        yield "plan ahead", s._replace(ahead_target=s.target + 1, ahead=plan)
+
+
 def _idle(rules: Rules, s: State) -> Iterator[tuple[str, State]]:
     unknown = {i for i, _, _ in s.store} - _ids(s.manifest) - s.intents - s.suspected - s.garbage
     if rules.sweep and unknown:
         yield "sweep", s._replace(store=frozenset(r for r in s.store if r[0] not in unknown))
     if s.garbage:
         yield "collect garbage", s._replace(step="delete")
+    if s.ahead_target:
+        yield "take what was planned ahead", s._replace(step="begin", target=s.ahead_target)
+        return
     for target in range(s.applied + 1, min(s.applied + 2, LAST) + 1):
         yield f"read up to version {target}", s._replace(step="begin", target=target)
 
@@ -154,6 +180,8 @@ def _begin(rules: Rules, s: State) -> Iterator[tuple[str, State]]:
     new = _ids(planned) - _ids(s.manifest)
     touched = _moved(s, planned)
     after = s._replace(step="upsert", planned=planned, generation=generation)
+    if s.ahead_target == s.target:
+        after = after._replace(ahead_target=0, ahead=())
     if rules.intents:
         after = after._replace(intents=s.intents | new | touched)
     if rules.flip == "before_upsert":
@@ -170,8 +198,21 @@ def _planned(rules: Rules, s: State, generation: int) -> Chunks:
     if rules.ids == "content":
         return tuple(((text,), text) for text in texts)
     born = s.target if rules.ids == "version" else generation
-    kept: Mapping[str, ChunkId] = {text: i for i, text in s.manifest if i not in s.tainted}
-    return tuple((kept.get(text, (born, text)), text) for text in texts)
+    ahead = s.ahead_target == s.target
+    plan = s.ahead if ahead else _diff(rules, s.manifest, s.indexed, s.target, s.tainted)
+    return tuple(((born, text) if i is None else i, text) for i, text in plan)
+
+
+def _diff(
+    rules: Rules, base: Chunks, before: int, target: int, tainted: frozenset[ChunkId]
+) -> tuple[tuple[ChunkId | None, str], ...]:
+    """Each text with the id that it keeps, or None."""
+    texts, metadata = VERSIONS[target]
+    kept: Mapping[str, ChunkId] = {text: i for i, text in base if i not in tainted}
+    is_empty = len(kept) == len(base) and kept.keys() == set(texts)
+    if rules.no_metadata_beside_new_text and metadata != VERSIONS[before][1] and not is_empty:
+        kept = {}
+    return tuple((kept.get(text), text) for text in texts)
 
 
 def _upsert(rules: Rules, s: State) -> Iterator[tuple[str, State]]:
@@ -193,7 +234,10 @@ def _metadata(rules: Rules, s: State) -> Iterator[tuple[str, State]]:
     for what, failed in _failed(rules, s, request):
         if rules.taint_after_failure:
             # The batch is planned again, and gives these chunks new ids.
-            yield f"{what}, planned again", failed._replace(step="begin", tainted=s.tainted | _moved(s, s.planned))
+            again = failed._replace(step="begin", tainted=s.tainted | _moved(s, s.planned))
+            if rules.drop_ahead_after_failure:
+                again = again._replace(ahead_target=0, ahead=())
+            yield f"{what}, planned again", again
         else:
             yield f"{what}, tried again", failed
 
@@ -215,6 +259,8 @@ def _flip(rules: Rules, s: State) -> Iterator[tuple[str, State]]:
         target=0,
         planned=(),
     )
+    if s.doubted and rules.drop_ahead_after_suspicion:
+        after = after._replace(ahead_target=0, ahead=())
     if rules.flip == "before_upsert":
         after = after._replace(step="upsert", target=s.target, planned=s.planned)
     if rules.flip == "after_delete":
@@ -297,6 +343,10 @@ def _wrong_always(s: State) -> str | None:
         return "I1: the manifest is not the version that it names"
     if any(store.get(i) != text for i, text in s.manifest):
         return "I2: a reader misses a chunk, or sees a wrong one"
+    metadata = {i: value for i, _, value in s.store}
+    seen = (tuple(text for _, text in s.manifest), *sorted({metadata[i] for i, _ in s.manifest}))
+    if s.manifest and seen not in VERSIONS:
+        return "I4: a reader sees a document that never was: text of one version, metadata of another"
     if s.indexed < s.applied and s.step == "idle":
         return "I3: the checkpoint is ahead of the index"
     return None

@@ -12,6 +12,7 @@ from tests.model.write_protocol import Rules, model
     "rules",
     [
         pytest.param(Rules(), id="as-built"),
+        pytest.param(Rules(ahead=True, crashes=1), id="planned-ahead"),
         pytest.param(Rules(crashes=3, failures=0), id="three-crashes"),
         pytest.param(Rules(late=False, sweep=False), id="without-late-requests-no-sweep-is-needed"),
     ],
@@ -32,6 +33,11 @@ MUTANTS = {
     "a crash in a metadata write leaves no taint": Rules(taint_after_crash=False),
     "a failed metadata write is simply tried again": Rules(taint_after_failure=False),
     "a repeated upsert raises no suspicion": Rules(suspect_repeated_upserts=False),
+    "metadata are written in place beside new text": Rules(no_metadata_beside_new_text=False),
+    "a batch that was planned ahead outlives the failure of the one before": Rules(
+        ahead=True, drop_ahead_after_failure=False
+    ),
+    "a batch that was planned ahead outlives a suspicion": Rules(ahead=True, drop_ahead_after_suspicion=False),
     "the flip comes before the store": Rules(flip="before_upsert"),
     "the old is deleted before the flip": Rules(flip="after_delete"),
     "the checkpoint is saved before the flip": Rules(checkpoint_with_flip=False),

@@ -30,10 +30,10 @@ __all__ = ["Stage", "stage", "wants_chroma_restarted"]
 #: Exit code of a daemon that a supervisor starts again.
 TRY_AGAIN = 75
 #: How long anything may take to be back.
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 _POLL_S = 0.02
 #: How long a store of somebody else's may say that it is locked before its operator reads that on /readyz and acts.
-_OPERATOR_S = 20.0
+_OPERATOR_S = 60.0
 _ASKED = "restart the Chroma server"
 _LAST_WORDS = 1000
 #: What a daemon says whose store came back unreadable, and what its hint says to start it with, once.

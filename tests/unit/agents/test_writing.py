@@ -367,3 +367,12 @@ def test_garbage_is_deleted_until_the_store_has_said_so(desk: Desk) -> None:
     assert desk.store.everything("docs") == []
     assert desk.ledger is not None
     assert desk.ledger.garbage(10) == []
+
+
+@pytest.mark.parametrize("part", ["manifests", "same", "letters", "resyncs"])
+def test_a_batch_is_empty_only_without_anything_to_record(part: str) -> None:
+    # Whatever it is, a batch that holds it is written even where the position does not move.
+    something: Any = [object()]
+
+    assert Prepared(checkpoint=Checkpoint()).empty is True
+    assert Prepared(checkpoint=Checkpoint(), **{part: something}).empty is False
