@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
-from cdc_agent.errors import AgentError, UsageError
+from cdc_agent import metrics
+from cdc_agent.errors import AgentError, JournalFull, UsageError
 from cdc_agent.events import Event, Kind
 from cdc_agent.journal.base import Query
+from cdc_agent.journal.saga_book import SagaRecord
 from cdc_agent.reactions.hands import Hands
-from cdc_agent.sagas import Approval, Saga, Step, StepContext
+from cdc_agent.sagas import Approval, Saga, Step, StepContext, rules
 from cdc_agent.sagas.context import SagaTools
+from cdc_agent.sagas.rules import Move
 from tests.support.saga_world import NOW, House, World, start_command
 
 NewHouse = Callable[..., House]
@@ -630,3 +633,77 @@ class Dying(Hands):
         super().take(agent, number)
         if agent.endswith(self._kill_at):
             raise Died
+
+
+# Two at once, and no room.
+
+
+def test_an_answer_that_comes_second_is_decided_anew(new_house: NewHouse) -> None:
+    # Given somebody who approves, and somebody else who rejects in between
+    house = new_house(approved(World()))
+    id_ = house.start("payout")
+
+    def decide(saga: Saga, record: SagaRecord, now_us: int) -> Move:
+        move = rules.approve(saga, record, "", {}, now_us)
+        house.operations.act(id_, "reject")
+        return move
+
+    # Then the first of them to be recorded counts, and the other is told
+    with pytest.raises(UsageError, match="waits for nobody's approval"):
+        house.runtime.answer(id_, decide)
+    assert house.one().state == "compensating"
+    assert "approved" not in house.facts()
+
+
+def test_without_room_on_the_disk_sagas_wait_and_answers_are_refused(new_house: NewHouse) -> None:
+    # Given a disk that is full for a while, and who tries again
+    full: list[str] = []
+
+    def keep(write: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return write()
+            except JournalFull:
+                full.pop()
+
+    world = World()
+    house = new_house(approved(world), keep=keep)
+    save = house.book.save
+
+    def save_if_there_is_room(*what: Any) -> bool:
+        if full:
+            raise JournalFull("the disk is full")
+        return save(*what)
+
+    house.book.save = save_if_there_is_room  # type: ignore[method-assign]
+    full.extend(["", ""])
+
+    # When a step ends meanwhile, then it is recorded when there is room, and was done once
+    id_ = house.start("payout")
+    assert (full, world.names(), house.one().state) == ([], ["reserve"], "waiting")
+
+    # When somebody answers meanwhile, they are told to try again
+    full.append("")
+    with pytest.raises(JournalFull):
+        house.operations.act(id_, "approve")
+    assert (full, house.one().state) == ([""], "waiting")
+
+
+def test_what_ended_is_counted_by_how_and_what_is_under_way_by_state(new_house: NewHouse) -> None:
+    before = metrics.total(metrics.SAGAS_ENDED), metrics.total(metrics.SAGA_ATTEMPTS)
+    house = new_house(approved(World()))
+    first, _ = house.start("payout"), house.start("payout", 2)
+
+    house.operations.act(first, "approve")
+    house.runtime.until_idle()
+    house.runtime.tell()
+
+    assert (metrics.total(metrics.SAGAS_ENDED), metrics.total(metrics.SAGA_ATTEMPTS)) == (before[0] + 1, before[1] + 3)
+    [family] = metrics.SAGAS.collect()
+    assert {sample.labels["state"]: sample.value for sample in family.samples} == {
+        "running": 0,
+        "waiting": 1,
+        "compensating": 0,
+        "stuck": 0,
+        "orphaned": 0,
+    }
