@@ -39,6 +39,8 @@ _REBUILDS_AN_HOUR = 3
 _HOUR_S = 3600.0
 #: Between two looks at something that may only have moved under the first one.
 _PAUSE_S = 0.5
+#: Between attempts to remove a damaged collection from a server that hangs up; together longer than a restart takes.
+_REMOVAL_PAUSES_S = (1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,14 +263,21 @@ class StoreGuard:
         log.warning("mended state=%s collection=%s, its table is read again", state, kept.name)
 
     def _recreate(self, kept: Kept) -> None:
-        try:
-            self._store.recreate_collection(kept.name, dimensions=kept.dimensions, marker=self._marker(kept))
-        except (StoreFailing, StoreHungUp) as exc:
-            raise IdentityMismatch(
-                CORRUPT,
-                f"collection {kept.name} is damaged, and cannot even be removed: {exc.message}",
-                hint="put the store's folder away, or give us an empty one",
-            ) from exc
+        """Raises ``StoreUnavailable`` when nobody answers; only a store that goes on to fail at this is damaged."""
+        for pause_s in (*_REMOVAL_PAUSES_S, None):
+            try:
+                self._store.recreate_collection(kept.name, dimensions=kept.dimensions, marker=self._marker(kept))
+            except (StoreFailing, StoreHungUp) as exc:
+                # Who hangs up may only be restarting.
+                if pause_s is None or isinstance(exc, StoreFailing):
+                    raise IdentityMismatch(
+                        CORRUPT,
+                        f"collection {kept.name} is damaged, and cannot even be removed: {exc.message}",
+                        hint="put the store's folder away, or give us an empty one",
+                    ) from exc
+                self._sleep(pause_s)
+            else:
+                return
 
 
 def store_damaged(folder: Path) -> IdentityMismatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from cdc_agent.errors import IdentityMismatch
 from cdc_agent.ledger.sqlite import SqliteLedger
 from cdc_agent.storekeeper import Kept, StoreGuard
 from cdc_agent.vectorstore.memory import MemoryStore
-from cdc_agent.vectorstore.records import CollectionMissing
+from cdc_agent.vectorstore.records import CollectionDamaged, CollectionMissing, StoreFailing, StoreHungUp
 
 KEPT = Kept(name="docs", table="public.docs", fingerprint="f", model="m", dimensions=8)
 
@@ -73,3 +74,38 @@ def test_a_collection_that_is_gone_is_only_named_where_nothing_may_be_mended(tmp
     with pytest.raises(IdentityMismatch, match="STORE_REPLACED"):
         keeper.guard.mend(CollectionMissing("docs"))
     keeper.ledger.close()
+
+
+def hangs_up(keeper: Keeper, monkeypatch: pytest.MonkeyPatch, times: int, error: Exception) -> None:
+    """The store fails at removing so many times."""
+    honest, left = keeper.store.recreate_collection, [error] * times
+
+    def recreate(name: str, **more: Any) -> None:
+        if left:
+            raise left.pop()
+        honest(name, **more)
+
+    monkeypatch.setattr(keeper.store, "recreate_collection", recreate)
+
+
+def test_a_server_that_restarts_while_we_mend_is_waited_for(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a collection that is damaged, and a server that hangs up three times
+    hangs_up(keeper, monkeypatch, 3, StoreHungUp("gone"))
+
+    # When it is to be mended, then it is built again
+    keeper.guard.mend(CollectionDamaged("docs", "it cannot be read"))
+    assert [(r.collections, r.reason) for r in keeper.ledger.resyncs()] == [(("docs",), "STORE_CORRUPT")]
+
+
+@pytest.mark.parametrize(
+    ("error", "times"), [(StoreHungUp("gone"), 4), (StoreFailing("broken"), 1)], ids=["dies of it", "fails at it"]
+)
+def test_a_collection_that_cannot_even_be_removed_is_named(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch, error: Exception, times: int
+) -> None:
+    hangs_up(keeper, monkeypatch, times, error)
+
+    with pytest.raises(IdentityMismatch, match="cannot even be removed") as raised:
+        keeper.guard.mend(CollectionDamaged("docs", "it cannot be read"))
+    assert "put the store's folder away" in raised.value.hint
+    assert keeper.ledger.resyncs() == []
