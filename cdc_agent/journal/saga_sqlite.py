@@ -16,7 +16,7 @@ from cdc_agent.journal.base import Entry
 from cdc_agent.journal.file import DAMAGED, JournalFile
 from cdc_agent.journal.file import SQL as JOURNAL_SQL
 from cdc_agent.journal.rows import entries, insert, load_event, store_event
-from cdc_agent.journal.saga_book import SagaRecord, SagaState
+from cdc_agent.journal.saga_book import ENDED, SagaRecord, SagaState
 
 __all__ = ["SqliteSagaBook"]
 
@@ -55,7 +55,9 @@ class SqliteSagaBook:
         return found[0] if found else None
 
     def find(self, *, state: str = "", name: str = "", after: int = 0, limit: int = 100) -> list[SagaRecord]:
-        return self._records("find", {"state": state, "name": name, "after": after, "limit": limit})
+        # Those that have ended are many: whoever asks for others does not read them.
+        statement = "find" if state in {"", *ENDED} else "find_open"
+        return self._records(statement, {"state": state, "name": name, "after": after, "limit": limit})
 
     def due(self, now_us: int, *, limit: int, without: Collection[str]) -> list[SagaRecord]:
         return self._records("due", (now_us, orjson.dumps(sorted(without)), limit))

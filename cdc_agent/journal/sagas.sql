@@ -24,21 +24,27 @@ from saga where id = ?
 select id, name, state, steps, cursor, alternative, attempt, doubtful, due_us, results, reason, error,
     version, started_us, changed_us, start, checksum, orphaned, number
 from saga
-where number > :after and (:name = '' or name = :name)
-    and (:state = '' or orphaned = 0 and state = :state
-        or :state = 'orphaned' and orphaned = 1
-        or :state = 'open' and state not in ('completed', 'compensated'))
+where number > :after and (:name = '' or name = :name) and (:state = '' or state = :state)
+order by number limit :limit
+
+-- find_open --
+select id, name, state, steps, cursor, alternative, attempt, doubtful, due_us, results, reason, error,
+    version, started_us, changed_us, start, checksum, orphaned, number
+from saga indexed by saga_open
+where state not in ('completed', 'compensated')
+    and number > :after and (:name = '' or name = :name)
+    and (:state = 'open' or orphaned = 0 and state = :state or :state = 'orphaned' and orphaned = 1)
 order by number limit :limit
 
 -- due --
 select id, name, state, steps, cursor, alternative, attempt, doubtful, due_us, results, reason, error,
     version, started_us, changed_us, start, checksum, orphaned, number
-from saga
+from saga indexed by saga_due
 where due_us is not null and orphaned = 0 and due_us <= ? and id not in (select value from json_each(?))
 order by due_us, number limit ?
 
 -- next_due --
-select due_us from saga
+select due_us from saga indexed by saga_due
 where due_us is not null and orphaned = 0 and id not in (select value from json_each(?)) and (? or state <> 'waiting')
 order by due_us limit 1
 
@@ -58,7 +64,7 @@ order by number
 
 -- counts --
 select case orphaned when 1 then 'orphaned' else state end as shown, count(*)
-from saga where state not in ('completed', 'compensated') group by shown
+from saga indexed by saga_open where state not in ('completed', 'compensated') group by shown
 
 -- history --
 select number, source, id, kind, type, key, time_us, time, recorded_us,

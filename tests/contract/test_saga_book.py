@@ -152,6 +152,8 @@ def test_sagas_are_found_by_state_and_name_and_by_page(office: Office) -> None:
     assert ids() == "abcd"
     assert ids(state="open") == "abc"
     assert ids(state="waiting") == "c"
+    assert ids(state="completed") == "d"
+    assert ids(state="open", after=1, limit=1) == "b"
     assert ids(name="other") == "b"
     assert ids(after=2, limit=1) == "c"
 
