@@ -6,6 +6,7 @@ The oracle is the branch: whatever is delivered, lost, doubled or killed, the in
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -202,7 +203,7 @@ def test_a_daemon_that_is_killed_amid_a_push_ends_equal_to_the_branch(
     assert verify(daemon)["found"] == {}
 
 
-@pytest.mark.fault("feed-twice-or-backwards")
+@pytest.mark.fault("feed-twice-or-backwards", "webhook-out-of-order")
 def test_deliveries_that_come_twice_or_backwards_or_are_cut_or_forced_end_equal_to_the_branch(
     daemon: DaemonProcess, github: FakeGithub
 ) -> None:
@@ -297,6 +298,27 @@ def test_a_github_that_fails_limits_or_redirects_is_waited_for_and_stops_nothing
     at = [asked.at for asked in github.asked[-20:] if "branches" in asked.path]
     assert max(after - before for before, after in itertools.pairwise(at)) >= 2
     until(lambda: daemon.problems() == [], 15, "the problem to be over")
+
+
+@pytest.mark.fault("webhook-fetches")
+def test_no_address_in_a_payload_or_an_answer_is_ever_asked(daemon: DaemonProcess, github: FakeGithub) -> None:
+    github.push(FIRST)
+    daemon.start()
+    assert_index_equals_branch(daemon, github)
+
+    # When a signed payload, a redirect and an answer all name another server
+    with FakeGithub() as trap:
+        payload = github.push({**FIRST, "docs/bait.md": f"# Bait\n\n![picture]({trap.url}/picture.png)\n"})
+        addresses = {name: f"{trap.url}/{name}" for name in ("url", "trees_url", "contents_url", "blobs_url")}
+        payload["repository"] |= addresses
+        payload |= {"compare": trap.url, "head_commit": {**payload["head_commit"], "url": trap.url}}
+        head = {"name": "main", "commit": {"sha": payload["after"], "url": trap.url}, "_links": {"self": trap.url}}
+        github.script(Fault(302, {"location": f"{trap.url}/moved"}), Fault(200, body=json.dumps(head).encode()))
+        deliver(daemon, payload)
+
+        # Then the index equals the branch, and that server has heard of nobody
+        assert_index_equals_branch(daemon, github)
+        assert trap.asked == []
 
 
 def test_check_says_what_is_wrong_with_token_repository_and_branch(
