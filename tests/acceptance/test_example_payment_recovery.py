@@ -15,6 +15,7 @@ from tests.support.daemon import DaemonProcess
 from tests.support.examples import MISHAPS, Shop, app_of
 from tests.support.fake_chat import FakeChat
 from tests.support.postgres import Database
+from tests.support.wait import until
 
 NewDaemon = Callable[..., DaemonProcess]
 OFFER = "Your payment of {} did not go through. Would you like to use {} instead?"
@@ -52,6 +53,29 @@ def test_a_failed_payment_is_answered_by_one_offer(
     ]
     [initiated] = [fact for fact in shop.facts("recovery_flow_initiated") if fact.key == "2"]
     assert [step.partition(":")[0] for step in initiated.trail] == ["notice", "offer", "send"]
+
+
+def test_what_was_committed_with_the_failure_is_waited_for(
+    pg: Database, new_daemon: NewDaemon, tmp_path: Path, world: World
+) -> None:
+    # Given an index that hangs at the note that is committed together with the failure
+    shop = Shop("payment_recovery", pg, new_daemon, tmp_path, world, mishap="before_flip:hang@2")
+    pg.execute(
+        """begin;
+        insert into customer_notes values (2, 1, 'Ada asks for a bank transfer.');
+        insert into payments values (1, 1, 1250, 'card', 'failed');
+        commit"""
+    )
+
+    # When the agent has heard of the failure, nothing is decided before the index knows the note
+    until(lambda: shop.changes("public.payments"), what="the change to be heard of")
+    assert shop.daemon.get("/wait", lsn="now", timeout_s=2).status_code == 504
+    assert shop.facts() == []
+    shop.restart()
+    shop.wait_for("recovery_flow_initiated")
+
+    # Then the offer is what she asked for
+    assert [effect.body["text"] for effect in world.effects()] == [OFFER.format("12.50", "bank transfer")]
 
 
 def test_a_model_words_the_offer_where_there_is_one(

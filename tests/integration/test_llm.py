@@ -258,7 +258,8 @@ class TestBudget:
             assert len(fake.requests) == asked
 
             # Then the calls of another name are not its own
-            assert new_llm(daily_tokens=250, max_tokens=50, name="other").chat(other, PROMPT)
+            apart = new_llm(daily_tokens=250, max_tokens=50, name="other")
+            assert apart.chat(other, {"role": "system", "content": "Be kind."}, PROMPT)
 
     def test_a_greedy_agent_leaves_the_others_theirs(self, fake: FakeChat, new_llm: Callable[..., Llm]) -> None:
         llm = new_llm(daily_tokens_per_agent=150, max_tokens=50)

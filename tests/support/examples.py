@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cdc_agent.events import Event
+from cdc_agent.events import Event, Kind
 from cdc_agent.journal.base import Entry, Letter, Query
 from cdc_agent.journal.desk import SqliteDesk
 from cdc_agent.journal.file import JournalFile
@@ -133,12 +133,12 @@ class Shop:
             assert self.daemon.returncode == -9, self.daemon.log[-4000:]
 
     def facts(self, type_: str = "") -> list[Event]:
-        """What the journal holds: read beside the daemon, which has it open."""
-        file = JournalFile(self.daemon.config.journal_path)
-        try:
-            return [entry.event for entry in SqliteJournal(file).find(Query(type=type_, limit=100_000))]
-        finally:
-            file.close()
+        """Facts and commands."""
+        return self._found(Query(type=type_, limit=100_000))
+
+    def changes(self, table: str) -> list[Event]:
+        """Changes of rows that agents have been told of."""
+        return self._found(Query(kind=Kind.CHANGE, type=table, limit=100_000))
 
     def letters(self) -> list[Letter]:
         """What agents could not handle."""
@@ -158,6 +158,7 @@ class Shop:
 
     def restart(self) -> None:
         """kill -9, and start again."""
+        self._doomed = False
         self.daemon.kill()
         self.daemon.start(env=self._env)
 
@@ -182,6 +183,14 @@ class Shop:
             head = _asked(self.daemon.config.stream_path, "select head_offset from position")
             until(lambda: self._reading() >= head, what="the stream to be looked through")
         until(lambda: not self._pending(), what="agents to have nothing left to do")
+
+    def _found(self, wanted: Query) -> list[Event]:
+        # Read beside the daemon, which has it open.
+        file = JournalFile(self.daemon.config.journal_path)
+        try:
+            return [entry.event for entry in SqliteJournal(file).find(wanted)]
+        finally:
+            file.close()
 
     def _reading(self) -> int:
         return _asked(self.daemon.config.journal_path, "select offset from reading")
