@@ -134,12 +134,14 @@ class Context:
         if not isinstance(type_, str) or not type_:
             raise AgentError("an event needs a type", hint='emit("payment_failed", {...})')
         cause = self.event
+        about = cause.key if key is None else str(key)
+        _check_text(type_, about)
         event = Event(
             id=f"{self.idempotency_key}-{len(self.emitted) + 1}",
             source=f"agent/{self.agent}",
             kind=kind,
             type=type_,
-            key=cause.key if key is None else str(key),
+            key=about,
             time=self._tools.now(),
             # As it will be read again: whoever changes what was passed in changes nothing.
             data=orjson.loads(_json(data, f"data of {type_}")),
@@ -160,6 +162,14 @@ class Context:
 def named(event: Event) -> str:
     """A short name of an event that nothing else has: its id may be long, and another source's, too."""
     return hashlib.blake2s(f"{event.source}\0{event.id}".encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+
+def _check_text(*texts: str) -> None:
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError as exc:
+        raise AgentError("a type or key is no text that can be written", hint="it holds half a surrogate pair") from exc
 
 
 def _json(value: Any, what: str, *, option: int = 0) -> bytes:

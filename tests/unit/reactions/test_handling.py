@@ -220,6 +220,9 @@ def test_an_agent_can_search_the_index() -> None:
     [
         (lambda c: c.emit(""), "needs a type"),
         (lambda c: c.emit("x", {1, 2}), "is no JSON"),
+        (lambda c: c.emit("x", key="\ud800"), "no text"),
+        (lambda c: c.emit("\ud800"), "no text"),
+        (lambda c: c.emit("x", "\ud800"), "is no JSON"),
         (lambda c: c.emit("x", "y" * (2 << 20)), "bytes of JSON"),
         (lambda c: c.command("nobody"), "no agent carries out 'nobody'"),
         (lambda c: c.start("nothing"), "no saga 'nothing'"),
