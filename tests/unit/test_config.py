@@ -193,7 +193,7 @@ def test_an_unknown_key_names_the_place_and_the_nearest_known_key(write):
     assert error.exit_code == 78
 
 
-@pytest.mark.parametrize("key", ["agents: []", "sagas: {}", "sorce: {}"])
+@pytest.mark.parametrize("key", ["agent: []", "sagas: {}", "sorce: {}"])
 def test_an_unknown_section_is_refused(write, key):
     error = error_of(write(key + "\n"))
 
