@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from examples.stage.world import World
 from tests.support.daemon import NURSERY, DaemonProcess, merged
@@ -21,6 +21,9 @@ from tests.support.tcp_proxy import TcpProxy
 
 _servers = pytest.StashKey[Servers]()
 
+# A machine that does other things besides is no finding.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
 # For the state machine, and for properties that do not say how many examples they want: `--hypothesis-profile=nightly`.
 # Whoever looks for survivors among mutants needs no short example.
 settings.register_profile("mutants", max_examples=60, phases=[Phase.generate], database=None, deadline=None)
