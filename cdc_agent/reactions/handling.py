@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import threading
 import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from cdc_agent.reactions.agent import Agent
 from cdc_agent.reactions.context import Context, Park, Tools
 from cdc_agent.reactions.guard import refusal
 
-__all__ = ["Failure", "Handling", "Job", "Loop", "letter_of"]
+__all__ = ["Failure", "Handling", "Job", "letter_of"]
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +53,10 @@ class Handling:
         self._agent = agent
         self._tools = tools
         self._run = run
+
+    @property
+    def is_coroutine(self) -> bool:
+        return inspect.iscoroutinefunction(self._agent.handler)
 
     def attempt(self, job: Job) -> Outcome | Failure:
         """Never raises what the handler raises. The outcome does not say yet what has been passed."""
@@ -103,38 +106,6 @@ class Handling:
         result = self._agent.handler(event, context)
         if inspect.isawaitable(result):
             self._run(asyncio.wait_for(result, self._agent.timeout_s))
-
-
-class Loop:
-    """An event loop on a thread of its own, begun when it is first needed; what its coroutines share, they share."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._begun()).result()
-
-    def close(self) -> None:
-        with self._lock:
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._loop = None
-
-    def _begun(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=_turn, args=(self._loop,), name=self._name, daemon=True).start()
-            return self._loop
-
-
-def _turn(loop: asyncio.AbstractEventLoop) -> None:
-    try:
-        loop.run_forever()
-    finally:
-        loop.close()
 
 
 def letter_of(agent: Agent, job: Job, failure: Failure, tools: Tools) -> Letter:

@@ -22,9 +22,11 @@ from cdc_agent.journal.base import Desk, Entry, Journal, Outcome
 from cdc_agent.reactions.agent import Agent
 from cdc_agent.reactions.context import Tools
 from cdc_agent.reactions.guard import FuseBox
-from cdc_agent.reactions.handling import Failure, Handling, Job, Loop, letter_of
+from cdc_agent.reactions.handling import Failure, Handling, Job, letter_of
 from cdc_agent.reactions.hands import Hands
 from cdc_agent.reactions.lanes import Lanes
+from cdc_agent.reactions.loop import Loop
+from cdc_agent.reactions.overdue import Overdue, interrupt
 from cdc_agent.retry import Backoff, Retrier, Stopping
 
 __all__ = ["Runner", "tick"]
@@ -80,7 +82,8 @@ class Runner:
         self._lanes = Lanes(progress.number, clock)
         self._saved = progress.number
         self._save_at = clock() + _REST_S
-        self._hanging = 0
+        #: Threads that were given up and do not end.
+        self._hanging: list[threading.Thread] = []
         #: The threads that handle, and what each has in hand. Those that hang are not among them.
         self._workers: dict[threading.Thread, Job | None] = {}
         #: What keeps it from working, for good.
@@ -170,16 +173,24 @@ class Runner:
 
     def _give_up_overdue(self) -> None:
         for job in self._lanes.overdue(self.agent.timeout_s + _GRACE_S):
-            self._hanging += 1
-            for thread in [thread for thread, held in self._workers.items() if held is job]:
-                del self._workers[thread]
-            log.error("handler hangs agent=%s event=%s threads=%d", self.agent.name, job.event.id, self._hanging)
+            self._give_up(job)
             self._failed(job, Failure(reason="timeout", error=f"no end after {self.agent.timeout_s:g} s"))
-            if self._hanging >= _HANGING * self.agent.concurrency:
-                self.failed = f"{self._hanging} of its handlers hang"
+            if len(self._hanging) >= _HANGING * self.agent.concurrency:
+                self.failed = f"{len(self._hanging)} of its handlers hang"
                 log.error("agent stopped name=%s why=%s", self.agent.name, self.failed)
                 return
             self._hire()
+
+    def _give_up(self, job: Job) -> None:
+        for thread in [thread for thread, held in self._workers.items() if held is job]:
+            del self._workers[thread]
+            interrupt(thread)
+            self._hanging.append(thread)
+        if self._handling.is_coroutine:
+            # It would have been cancelled in time if its loop turned.
+            self._loop.give_up()
+        self._hanging = [thread for thread in self._hanging if thread.is_alive()]
+        log.error("handler hangs agent=%s event=%s threads=%d", self.agent.name, job.event.id, len(self._hanging))
 
     def _save(self) -> None:
         passed = self._lanes.passed()
@@ -221,6 +232,8 @@ class Runner:
                     return
         except Stopping:
             log.debug("agent stopped name=%s", self.agent.name)
+        except Overdue:
+            log.warning("handler that hung has ended agent=%s", self.agent.name)
         except Exception:
             log.exception("agent stopped name=%s", self.agent.name)
             self.failed = "its journal fails"
@@ -231,8 +244,10 @@ class Runner:
         began = self._clock()
         self._workers[threading.current_thread()] = job
         self._hands.take(self.agent.name, job.number)
-        result = self._handling.attempt(job)
-        self._hands.put(self.agent.name, job.number)
+        try:
+            result = self._handling.attempt(job)
+        finally:
+            self._hands.put(self.agent.name, job.number)
         hit("agents_handled")
         if not self._lanes.claim(job):
             return False

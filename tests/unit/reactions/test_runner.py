@@ -7,6 +7,7 @@ import datetime as dt
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -285,3 +286,35 @@ def test_what_is_in_hand_when_the_daemon_stops_is_ended_and_recorded(tmp_path: P
     # Then it has ended by the time the agent has
     assert len(shop.facts("handled")) == 1
     shop.close()
+
+
+@pytest.mark.parametrize("kind", ["function", "coroutine"])
+def test_a_handler_that_computes_for_ever_is_ended_and_the_agent_goes_on(shop: Shop, kind: str) -> None:
+    # Given a handler that never lets go, for every third event
+    app = Agents()
+    spinning: set[threading.Thread] = set()
+    options: Any = {"timeout_s": 0.05, "concurrency": 1, "retries": Retries(attempts=2, initial_s=0.01)}
+
+    def spin(event: Event, context: Context) -> None:
+        if event.data["n"] % 3 == 0:
+            spinning.add(threading.current_thread())
+            while True:
+                pass
+        context.emit("handled", event.data["n"])
+
+    async def spin_in_loop(event: Event, context: Context) -> None:
+        spin(event, context)
+
+    app.on("order", name="handle", **options)(spin if kind == "function" else spin_in_loop)
+    shop.open(app)
+
+    # When more of them come than may hang at a time
+    shop.tell(*range(9))
+
+    # Then the others are handled, those are parked, no thread of theirs is left, and the agent works
+    until(lambda: shop.desk.letter_counts() == {"handle": 3}, 60)
+    until(lambda: len(shop.facts("handled")) == 6)
+    until(lambda: not any(thread.is_alive() for thread in spinning))
+    assert {letter.reason for letter in shop.desk.letters()} == {"timeout"}
+    assert len(spinning) == 6
+    assert shop.runners["handle"].failed == ""
