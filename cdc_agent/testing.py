@@ -24,9 +24,8 @@ from cdc_agent.journal.file import JournalFile
 from cdc_agent.journal.saga_book import SagaRecord
 from cdc_agent.journal.saga_sqlite import SqliteSagaBook
 from cdc_agent.journal.sqlite import SqliteJournal
-from cdc_agent.lsn import Lsn
 from cdc_agent.reactions.agents import Agents
-from cdc_agent.reactions.context import Tools
+from cdc_agent.reactions.context import Moment, Tools
 from cdc_agent.reactions.runner import Runner
 from cdc_agent.retry import Backoff, Retrier
 from cdc_agent.sagas.context import SagaTools
@@ -212,7 +211,7 @@ def _asked(search: Any) -> Any:
     if search is None:
         return None
 
-    def ask(collection: str, query: str, k: int, where: Mapping[str, Any] | None, _: Lsn | None) -> Sequence[Any]:
+    def ask(collection: str, query: str, k: int, where: Mapping[str, Any] | None, _: Moment | None) -> Sequence[Any]:
         found: Sequence[Any] = search(collection, query, k=k, where=where)
         return found
 

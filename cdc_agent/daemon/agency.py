@@ -19,7 +19,7 @@ from cdc_agent.journal.base import Desk, Journal, Letter, Query
 from cdc_agent.lsn import Lsn
 from cdc_agent.migrate.serving import LiveSearch
 from cdc_agent.reactions.agents import Agents
-from cdc_agent.reactions.context import Search, Tools
+from cdc_agent.reactions.context import Moment, Search, Tools
 from cdc_agent.reactions.hands import Hands
 from cdc_agent.reactions.loading import load
 from cdc_agent.reactions.router import CONSUMER, Router
@@ -58,12 +58,15 @@ def load_agents(references: Sequence[str]) -> Agents:
     return load(references)
 
 
-def fresh_search(searcher: LiveSearch, watermark: LiveWatermark, hurry: Callable[[], None]) -> Search:
-    """Searches as ``/search`` does; with an LSN only once the index is complete up to it."""
+def fresh_search(
+    searcher: LiveSearch, watermark: LiveWatermark, hurry: Callable[[], None], captured: Callable[[], Lsn]
+) -> Search:
+    """Searches as ``/search`` does; with a moment only once the index is complete up to it."""
 
     def search(
-        collection: str, query: str, k: int, where: Mapping[str, Any] | None, min_lsn: Lsn | None
+        collection: str, query: str, k: int, where: Mapping[str, Any] | None, moment: Moment | None
     ) -> Sequence[SearchHit]:
+        min_lsn = captured() if moment == "captured" else moment
         if min_lsn is not None and watermark.applied_lsn < min_lsn:
             hurry()
             if not watermark.wait_lsn(min_lsn, _FRESH_S):

@@ -255,7 +255,12 @@ def build(
         tables=frozenset([*(table.qualified_name for table in watched), *feeds.streams]),
     )
     searcher = LiveSearch(indexer.targets)
-    search = fresh_search(searcher, indexer.watermark, lambda: _hurry(capture, indexer))
+    search = fresh_search(
+        searcher,
+        indexer.watermark,
+        lambda: _hurry(capture, indexer),
+        captured=lambda: stream.position().captured_lsn,
+    )
     agency = None
     if mail is not None and config.agents:
         agency = open_agency(

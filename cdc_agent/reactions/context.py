@@ -8,7 +8,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -19,7 +19,7 @@ from cdc_agent.lsn import Lsn
 from cdc_agent.reactions.guard import step_of
 from cdc_agent.sagas.model import START, Saga
 
-__all__ = ["Context", "Park", "Tools", "named"]
+__all__ = ["Context", "Moment", "Park", "Search", "Tools", "named"]
 
 #: Most bytes of JSON in one event or memory.
 _MAX_BYTES = 1 << 20
@@ -27,8 +27,11 @@ _UNREAD: Final = object()
 #: Facts that are read at once.
 _PAGE = 1_000
 
+#: Up to where an index is to be complete: a commit, or all that has been captured when it is asked.
+Moment = Lsn | Literal["captured"]
+
 #: ``(collection, query, k, where, min_lsn)`` to hits, as ``/search`` finds them.
-Search = Callable[[str, str, int, "Mapping[str, Any] | None", "Lsn | None"], Sequence[Any]]
+Search = Callable[[str, str, int, "Mapping[str, Any] | None", "Moment | None"], Sequence[Any]]
 
 
 class Park(Exception):
@@ -94,10 +97,11 @@ class Context:
         self, collection: str, query: str, *, k: int = 5, where: Mapping[str, Any] | None = None, fresh: bool = False
     ) -> Sequence[Any]:
         """The ``k`` nearest chunks, best first (``SearchHit``). With ``fresh`` only once the index knows the commit of
-        the change that is being handled. Raises ``AgentError`` where there is nothing to search."""
+        the change that is being handled, or, for any other event, all that had been captured by now. Raises
+        ``AgentError`` where there is nothing to search."""
         if self._tools.search is None:
             raise AgentError("there is no index to search here", hint="give one to the test: search=")
-        return self._tools.search(collection, query, k, where, self._commit_lsn() if fresh else None)
+        return self._tools.search(collection, query, k, where, self._moment() if fresh else None)
 
     def facts(
         self, type_: str = "", *, key: str = "", correlation_id: str = "", since: dt.datetime | None = None
@@ -153,9 +157,10 @@ class Context:
         self.emitted.append(event)
         return event
 
-    def _commit_lsn(self) -> Lsn | None:
+    def _moment(self) -> Moment:
         if self.event.kind is not Kind.CHANGE:
-            return None
+            # The change that it may come of was captured before it.
+            return "captured"
         return Lsn(self.event.data["source"]["lsn"])
 
 
