@@ -68,13 +68,17 @@ def test_a_run_that_is_interrupted_ends_with_a_report_of_what_it_saw(tmp_path: P
         (tmp_path / "said").open("wb") as said,
         subprocess.Popen(command, stdout=said, stderr=said, cwd=ROOT, start_new_session=True) as run,
     ):
-        until(lambda: b"cycle 2" in (tmp_path / "said").read_bytes(), 90.0, "the second cycle")
+        try:
+            until(lambda: b"cycle 2" in (tmp_path / "said").read_bytes(), 90.0, "the second cycle")
 
-        # When somebody has had enough
-        run.send_signal(number)
+            # When somebody has had enough
+            run.send_signal(number)
 
-        # Then the report says what was done, and that it was not all
-        assert run.wait(60) == 130
+            # Then the report says what was done, and that it was not all
+            assert run.wait(60) == 130
+        finally:
+            # Whatever went wrong: a run of hours must not be waited for.
+            run.kill()
     words = (tmp_path / "said").read_text()
     assert "interrupted: the index was not compared in the end" in words
     facts = json.loads(report.read_text())

@@ -217,5 +217,7 @@ class _Run:
 
 
 def interrupted() -> None:
-    """SIGTERM ends a run as Ctrl-C does, so that nothing is left behind."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """SIGTERM ends a run as Ctrl-C does, so that nothing is left behind. So does SIGINT where whoever began the run
+    ignores it, as a shell does for what runs in its background."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
