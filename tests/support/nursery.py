@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,8 @@ def _serve(link: socket.socket) -> None:
     gc.collect()
     gc.freeze()
     codes: dict[int, int] = {}
-    with link.makefile("rb") as lines:
+    # Who is killed with an answer on its way resets the connection; it is gone all the same.
+    with suppress(ConnectionError), link.makefile("rb") as lines:
         for line in lines:
             question = json.loads(line)
             if question["do"] == "fork":
