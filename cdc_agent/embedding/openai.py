@@ -24,7 +24,7 @@ from cdc_agent.embedding.base import Vectors
 from cdc_agent.embedding.checks import as_vectors, bad_rows, unit_length
 from cdc_agent.errors import EmbedderUnavailable, EmbeddingError, PoisonText
 
-__all__ = ["OpenAIEmbedder", "estimate_tokens", "retry_after_seconds"]
+__all__ = ["TRY_AGAIN", "OpenAIEmbedder", "error_code", "estimate_tokens", "retry_after_seconds"]
 
 #: Statuses that blame what was sent; one text, or all of them together.
 REFUSED = frozenset({400, 413, 422})
@@ -247,7 +247,7 @@ def _vectors_in_order(content: bytes, count: int) -> list[list[float]]:
 
 
 def _failure(status: int, headers: httpx.Headers, content: bytes) -> Exception:
-    said = f"HTTP {status}{_error_code(content)}"
+    said = f"HTTP {status}{error_code(content)}"
     if status in REFUSED:
         return _RefusedError(said)
     if status in (401, 403):
@@ -272,7 +272,7 @@ def _wrong_url(said: str = "not a web address") -> EmbeddingError:
     )
 
 
-def _error_code(content: bytes) -> str:
+def error_code(content: bytes) -> str:
     """The endpoint's own code for an error. Never its sentence, which may quote the text or the key."""
     try:
         error = json.loads(content)["error"]

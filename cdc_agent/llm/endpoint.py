@@ -7,7 +7,6 @@ stands in an error.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,11 @@ from typing import Any
 import httpx
 import msgspec
 
-from cdc_agent.embedding.openai import retry_after_seconds
+from cdc_agent.embedding.openai import TRY_AGAIN, error_code, retry_after_seconds
 from cdc_agent.errors import LlmError, LlmUnavailable
 
 __all__ = ["Answer", "Endpoint"]
 
-#: Statuses that another try may mend, besides every 5xx.
-_TRY_AGAIN = frozenset({402, 408, 409, 425, 429})
 #: Largest answer that is read, in bytes.
 _LARGEST_ANSWER = 16 << 20
 #: Names of a limit on what is generated. Newer models of OpenAI take only the second.
@@ -155,13 +152,13 @@ def _until(deadline: float, parts: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _failure(status: int, headers: httpx.Headers, content: bytes) -> LlmError:
-    said = f"HTTP {status}{_error_code(content)}"
+    said = f"HTTP {status}{error_code(content)}"
     if status in (401, 403):
         return LlmError(
             f"the chat endpoint does not accept our key: {said}",
             hint="check api_key_file= or api_key_env=, and that the key may use this model",
         )
-    if status >= 500 or status in _TRY_AGAIN:
+    if status >= 500 or status in TRY_AGAIN:
         wait_s = retry_after_seconds(headers.get("Retry-After"), datetime.now(UTC))
         return LlmUnavailable(
             f"the chat endpoint is not available: {said}", hint="its own log says what ails it", retry_after_s=wait_s
@@ -179,13 +176,3 @@ def _wrong_url(said: str) -> LlmError:
         f"the chat endpoint is not where url= says, or does not have the model: {said}",
         hint="check url= (usually ending in /v1) and model=",
     )
-
-
-def _error_code(content: bytes) -> str:
-    """The endpoint's own code for an error. Never its sentence, which may quote the prompt or the key."""
-    try:
-        error = json.loads(content)["error"]
-        code = error.get("code") or error.get("type")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return ""
-    return f" ({code})" if isinstance(code, str) and re.fullmatch(r"[\w.-]{1,60}", code) else ""
