@@ -505,6 +505,15 @@ class Config(BaseSettings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _servers_have_ports_of_their_own(self) -> Self:
+        if self.vectorstore.mode == "managed" and self.http.port == self.vectorstore.port != 0:
+            raise wrong(
+                f"http.port: {self.http.port} is vectorstore.port, too",
+                hint="both are listened on here: give each its own port",
+            )
+        return self
+
     @property
     def stream_path(self) -> Path:
         return self.stream.path or self.state_dir / "stream.sqlite"

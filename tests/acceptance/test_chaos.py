@@ -75,7 +75,7 @@ def test_a_run_that_is_interrupted_ends_with_a_report_of_what_it_saw(tmp_path: P
             run.send_signal(number)
 
             # Then the report says what was done, and that it was not all
-            assert run.wait(60) == 130
+            assert run.wait(60) == 130, (tmp_path / "said").read_text()
         finally:
             # Whatever went wrong: a run of hours must not be waited for.
             run.kill()

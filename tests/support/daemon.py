@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -18,7 +17,9 @@ import pytest
 import yaml
 
 from cdc_agent.config import Config, load
+from cdc_agent.demo.ports import free_port as unused_port
 from cdc_agent.lsn import Lsn
+from tests.support.interrupts import held
 from tests.support.nursery import Child, Nursery
 from tests.support.wait import until
 
@@ -29,12 +30,16 @@ START_S = 60.0
 _TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 #: Ended by ``conftest`` with the session.
 NURSERY = Nursery()
+#: What this process has handed out: the next one that asks means another server.
+_HANDED_OUT: set[int] = set()
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """One that nobody listens on, and that nobody was given before by this process."""
+    while (port := unused_port()) in _HANDED_OUT:
+        pass
+    _HANDED_OUT.add(port)
+    return port
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,7 +124,8 @@ class DaemonProcess:
                     env=environment,
                 )
         else:
-            self._process = NURSERY.run(arguments, env=environment, log=self.log_path)
+            with held():
+                self._process = NURSERY.run(arguments, env=environment, log=self.log_path)
         if ready:
             self.wait_ready()
 

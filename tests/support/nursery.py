@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.support.interrupts import held
+
 __all__ = ["Child", "Nursery"]
 
 _ROOT = Path(__file__).parents[2]
@@ -84,7 +86,8 @@ class Nursery:
         return Child(self, pid)
 
     def ask(self, **question: Any) -> Any:
-        with self._lock:
+        # A question without its answer would make the next answer that of another question.
+        with held(), self._lock:
             if self._socket is None:
                 self._open()
             assert self._socket is not None

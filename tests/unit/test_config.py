@@ -131,6 +131,15 @@ def test_the_tree_is_frozen_and_does_not_print_secrets(write):
         config.http.port = 1
 
 
+def test_two_servers_cannot_have_one_port(write):
+    error = error_of(write("http: {port: 8900}\n"))
+
+    assert "http.port: 8900 is vectorstore.port, too" in error.message
+    assert error.hint == "both are listened on here: give each its own port"
+    assert load(write("http: {port: 8900}\nvectorstore: {mode: server, host: 127.0.0.2}\n")).http.port == 8900
+    assert load(write("http: {port: 0}\nvectorstore: {port: 0}\n")).http.port == 0
+
+
 def test_collections_become_specs(write):
     config = load(
         write("    metadata: [lang]\n    where: published\n    chunking: {max_tokens: 100, overlap_tokens: 10}\n")

@@ -11,8 +11,9 @@ import orjson
 import pytest
 
 from tests.support.chaos.faults import DEATHS, DISTURBANCES
-from tests.support.chaos.loop import Wanted, interrupted, run
+from tests.support.chaos.loop import Wanted, run
 from tests.support.chaos.report import as_text
+from tests.support.interrupts import listen
 
 #: What a shell says of a program that Ctrl-C has ended.
 _INTERRUPTED = 130
@@ -20,7 +21,7 @@ _INTERRUPTED = 130
 
 def main() -> int:
     args = _arguments()
-    interrupted()
+    listen()
     faulthandler.register(signal.SIGUSR1)
     wanted = Wanted(
         cycles=args.cycles,

@@ -214,10 +214,3 @@ class _Run:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode != 0:
             self._record.violation("lost", f"verify ended with {done.returncode}: {done.stdout}{done.stderr}")
-
-
-def interrupted() -> None:
-    """SIGTERM ends a run as Ctrl-C does, so that nothing is left behind. So does SIGINT where whoever began the run
-    ignores it, as a shell does for what runs in its background."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)

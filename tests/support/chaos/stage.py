@@ -64,7 +64,7 @@ class Stage:
         self.chroma_killed = False
         self.store_was_full = False
         self._offset_at_start = 0
-        self._daemons = 0
+        self._daemons: list[DaemonProcess] = []
         self._look_again_at = 0.0
 
     # -- the daemon -------------------------------------------------------------------------------------------
@@ -97,10 +97,11 @@ class Stage:
         return paths
 
     def new_daemon(self, settings: dict[str, Any]) -> DaemonProcess:
-        self._daemons += 1
-        folder = self.folder / f"daemon{self._daemons}"
+        """One more, not started yet. Whatever becomes of the run, it has ended when the stage is gone."""
+        folder = self.folder / f"daemon{len(self._daemons) + 1}"
         folder.mkdir()
-        return DaemonProcess(folder, settings)
+        self._daemons.append(DaemonProcess(folder, settings))
+        return self._daemons[-1]
 
     def start(self, failpoint: str | None = None) -> None:
         self.endpoint.disturb()
@@ -108,6 +109,10 @@ class Stage:
         self._offset_at_start = self.observer.offset()
         env = _MENDING if self.record.mending else {}
         self.daemon.start(failpoint=failpoint, ready=False, env=env)
+
+    def close(self) -> None:
+        for daemon in self._daemons:
+            daemon.close()
 
     def take_over(self, second: DaemonProcess) -> None:
         """The daemon is killed, and a second one that waits beside it has its place."""
@@ -246,7 +251,7 @@ def stage(*, pg: Database, record: Record, folder: Path, store: str) -> Iterator
         if store == "server":
             _start_chroma(made, parts)
         made.daemon = made.new_daemon(made.settings())
-        parts.callback(lambda: made.daemon.close())
+        parts.callback(made.close)
         port = made.chroma.port if made.chroma is not None else made.daemon.config.vectorstore.port
         made.observer = Observer(pg, made.daemon.config, record, made.may_hold_strays, store_port=port)
         yield made
