@@ -15,8 +15,8 @@ from psycopg.conninfo import conninfo_to_dict
 import cdc_agent
 from cdc_agent import metrics
 from cdc_agent.agents.recent import Indexed
-from cdc_agent.daemon.build import Daemon
 from cdc_agent.daemon.consumers import AgentState
+from cdc_agent.daemon.parts import Daemon
 from cdc_agent.daemon.service import DaemonService
 from cdc_agent.freshness import BUCKET_S, Freshness
 from cdc_agent.web.answers import json_dead_letter, json_resync

@@ -17,11 +17,12 @@ from cdc_agent import config as configuration
 from cdc_agent.config import Config
 from cdc_agent.config.secret_files import loose_files
 from cdc_agent.daemon import logs
-from cdc_agent.daemon.build import Daemon, build
+from cdc_agent.daemon.build import build
 from cdc_agent.daemon.errand import Errand
 from cdc_agent.daemon.live import LiveFacts
 from cdc_agent.daemon.lock import hold_state, try_state
 from cdc_agent.daemon.notify import be_patient, notify, notify_ready, watchdog_s
+from cdc_agent.daemon.parts import Daemon
 from cdc_agent.daemon.service import DaemonService
 from cdc_agent.daemon.state_files import condemn
 from cdc_agent.daemon.threads import Threads

@@ -12,12 +12,12 @@ import cdc_agent
 from cdc_agent import metrics
 from cdc_agent.agents.watermark import Progress
 from cdc_agent.daemon.agency import Agency
-from cdc_agent.daemon.build import Daemon
 from cdc_agent.daemon.consumers import Served
 from cdc_agent.daemon.feeds import ROOT_OID, Feeding
 from cdc_agent.daemon.lag import oldest_missing_us
 from cdc_agent.daemon.mail import Mail
 from cdc_agent.daemon.notify import watchdog_s
+from cdc_agent.daemon.parts import Daemon
 from cdc_agent.errors import CdcAgentError, DaemonUnavailable, UsageError
 from cdc_agent.explain import Explained, Explainer, Explanation
 from cdc_agent.health import Problem

@@ -10,9 +10,8 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from math import ceil
 from typing import Any
 
@@ -22,18 +21,15 @@ import numpy.typing as npt
 
 from cdc_agent.embedding.base import Vectors
 from cdc_agent.embedding.checks import as_vectors, bad_rows, unit_length
+from cdc_agent.embedding.endpoint import TRY_AGAIN, error_code, retry_after_seconds, whole
 from cdc_agent.errors import EmbedderUnavailable, EmbeddingError, PoisonText
 
-__all__ = ["TRY_AGAIN", "OpenAIEmbedder", "error_code", "estimate_tokens", "retry_after_seconds"]
+__all__ = ["OpenAIEmbedder", "estimate_tokens"]
 
 #: Statuses that blame what was sent; one text, or all of them together.
 REFUSED = frozenset({400, 413, 422})
-#: Statuses that another try may mend, besides every 5xx.
-TRY_AGAIN = frozenset({402, 408, 409, 425, 429})
 #: A text that every embedding model takes: tells a text that is to blame from a configuration that is.
 PROBE = "hello"
-#: Longest wait that an endpoint may ask for; a wrong clock there must not stop us for days.
-LONGEST_RETRY_AFTER_S = 3600.0
 #: Largest answer that is read, in bytes.
 LARGEST_ANSWER = 256 * 1024 * 1024
 
@@ -152,7 +148,7 @@ class OpenAIEmbedder:
         deadline = time.monotonic() + self._timeout_s
         try:
             with self._client.stream("POST", self._url, content=body, headers=self._headers()) as response:
-                return response.status_code, response.headers, b"".join(_until(deadline, response.iter_bytes()))
+                return response.status_code, response.headers, whole(response.iter_bytes(), deadline, LARGEST_ANSWER)
         except httpx.TimeoutException as exc:
             raise EmbedderUnavailable(
                 f"the embedding endpoint did not answer in {self._timeout_s:g} s",
@@ -191,41 +187,8 @@ def estimate_tokens(text: str) -> int:
     return ceil(plain / 3) + (ascii_count - plain) + beyond_ascii
 
 
-def retry_after_seconds(value: str | None, now: datetime) -> float | None:
-    """What a Retry-After header asks for, in seconds; None if it is absent or means nothing."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = _seconds_until(value, now)
-    if seconds != seconds:
-        return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_S)
-
-
-def _seconds_until(http_date: str, now: datetime) -> float:
-    try:
-        moment = parsedate_to_datetime(http_date)
-    except ValueError:
-        return float("nan")
-    return (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds()
-
-
 class _RefusedError(Exception):
     """The endpoint refuses what was sent; somebody must find out which text it is."""
-
-
-def _until(deadline: float, parts: Iterator[bytes]) -> Iterator[bytes]:
-    """The parts of an answer. The client's own timeout starts anew with every part, this one does not."""
-    total = 0
-    for part in parts:
-        total += len(part)
-        if time.monotonic() > deadline:
-            raise httpx.ReadTimeout("the answer trickles")
-        if total > LARGEST_ANSWER:
-            raise httpx.DecodingError("the answer is larger than any embedding")
-        yield part
 
 
 def _vectors_in_order(content: bytes, count: int) -> list[list[float]]:
@@ -270,13 +233,3 @@ def _wrong_url(said: str = "not a web address") -> EmbeddingError:
         f"the embedding endpoint is not where `embedding.url` says, or does not have the model: {said}",
         hint="check `embedding.url` (usually ending in /v1) and `embedding.model`",
     )
-
-
-def error_code(content: bytes) -> str:
-    """The endpoint's own code for an error. Never its sentence, which may quote the text or the key."""
-    try:
-        error = json.loads(content)["error"]
-        code = error.get("code") or error.get("type")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return ""
-    return f" ({code})" if isinstance(code, str) and re.fullmatch(r"[\w.-]{1,60}", code) else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from cdc_agent.embedding.openai import TRY_AGAIN, error_code, retry_after_seconds
+from cdc_agent.embedding.endpoint import TRY_AGAIN, error_code, retry_after_seconds, whole
 from cdc_agent.errors import LlmError, LlmUnavailable
 
 __all__ = ["Answer", "Endpoint"]
@@ -70,7 +70,7 @@ class Endpoint:
         headers = self._headers()
         try:
             with self._http().stream("POST", self._url, content=body, headers=headers, timeout=timeout_s) as response:
-                return response.status_code, response.headers, b"".join(_until(deadline, response.iter_bytes()))
+                return response.status_code, response.headers, whole(response.iter_bytes(), deadline, _LARGEST_ANSWER)
         except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
             raise LlmUnavailable(
                 f"the chat endpoint cannot be reached: {type(exc).__name__}", hint="is it running? url= says where"
@@ -137,18 +137,6 @@ def _answer(content: bytes) -> Answer:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
     )
-
-
-def _until(deadline: float, parts: Iterator[bytes]) -> Iterator[bytes]:
-    """The parts of an answer. The client's own timeout starts anew with every part, this one does not."""
-    total = 0
-    for part in parts:
-        total += len(part)
-        if time.monotonic() > deadline:
-            raise httpx.ReadTimeout("the answer trickles")
-        if total > _LARGEST_ANSWER:
-            raise httpx.DecodingError("the answer is larger than any completion")
-        yield part
 
 
 def _failure(status: int, headers: httpx.Headers, content: bytes) -> LlmError:

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from cdc_agent.embedding.base import Embedder
+from cdc_agent.embedding.endpoint import retry_after_seconds
 from cdc_agent.embedding.hashing import HashingEmbedder
-from cdc_agent.embedding.openai import OpenAIEmbedder, estimate_tokens, retry_after_seconds
+from cdc_agent.embedding.openai import OpenAIEmbedder, estimate_tokens
 from cdc_agent.embedding.sentence_transformers import SentenceTransformersEmbedder, cut_batches
 from cdc_agent.errors import EmbedderUnavailable, EmbeddingError, PoisonText
 from tests.support import fake_openai as openai

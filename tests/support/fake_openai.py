@@ -11,14 +11,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+
+from tests.support.local_server import Fault, Handler, LocalServer
 
 __all__ = [
     "FakeOpenAI",
@@ -33,14 +32,6 @@ __all__ = [
     "too_few",
     "wrong_dimension",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """One request's fate. ``kind`` is one of the functions below, ``value`` their argument."""
-
-    kind: str
-    value: float = 0
 
 
 def rate_limited(retry_after_s: float = 0) -> Fault:
@@ -92,10 +83,11 @@ class Request:
     authorization: str | None
 
 
-class FakeOpenAI:
+class FakeOpenAI(LocalServer):
     """The server. Use it in a ``with`` block; ``base_url`` is what a client of OpenAI is configured with."""
 
     def __init__(self, dimension: int = 8) -> None:
+        super().__init__(_Handler)
         self.dimension = dimension
         #: A text that holds this is refused, with all the others of its request.
         self.poison: str | None = None
@@ -103,37 +95,6 @@ class FakeOpenAI:
         #: How often each text was sent, and how often it was answered with a good vector.
         self.texts_seen: Counter[str] = Counter()
         self.texts_embedded: Counter[str] = Counter()
-        self._faults: deque[Fault] = deque()
-        self._lock = threading.Lock()
-        self._released = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.fake = self
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.05,), name="fake-openai", daemon=True
-        )
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.release()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(10)
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-
-    def script(self, *faults: Fault) -> None:
-        """Queue fates for the next requests, first in, first out."""
-        with self._lock:
-            self._faults.extend(faults)
-
-    def release(self) -> None:
-        """Let go of every request that hangs."""
-        self._released.set()
 
     def vector_of(self, text: str, dimension: int | None = None) -> list[float]:
         """The unit vector that stands for this text."""
@@ -146,30 +107,16 @@ class FakeOpenAI:
         with self._lock:
             self.requests.append(request)
             self.texts_seen.update(request.texts)
-            return self._faults.popleft() if self._faults else Fault(kind="none")
+        return self.next_fault()
 
     def note_success(self, request: Request) -> None:
         with self._lock:
             self.texts_embedded.update(request.texts)
 
-    def wait_for_release(self) -> None:
-        self._released.wait(600)
 
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    fake: FakeOpenAI
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that go away in the middle are what some tests are about; nothing to print."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Server
-
+class _Handler(Handler):
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
         if self.path != "/v1/embeddings":
             self._refuse(404, f"there is no {self.path} here")
             return
@@ -183,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(request, asked)
 
     def _answer(self, request: Request, asked: dict[str, Any]) -> None:
-        fake = self.server.fake
+        fake: FakeOpenAI = self.server.fake
         fault = fake.take(request)
         if fault.kind == "hang":
             fake.wait_for_release()
@@ -191,9 +138,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault.kind == "rate_limited":
             self._refuse(429, "rate limit reached", {"Retry-After": f"{fault.value:g}"})
         elif fault.kind == "server_error":
-            self._send(int(fault.value), b"upstream connect error")
+            self.send(int(fault.value), b"upstream connect error")
         elif fault.kind == "garbage":
-            self._send(200, b"<html>welcome to the hotel network</html>")
+            self.send(200, b"<html>welcome to the hotel network</html>")
         elif not request.texts:
             self._refuse(400, "input must not be empty")
         elif fake.poison is not None and any(fake.poison in text for text in request.texts):
@@ -202,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._embed(request, asked, fault)
 
     def _embed(self, request: Request, asked: dict[str, Any], fault: Fault) -> None:
-        fake = self.server.fake
+        fake: FakeOpenAI = self.server.fake
         dimension = int(fault.value) if fault.kind == "wrong_dimension" else asked.get("dimensions")
         vectors = [fake.vector_of(text, dimension) for text in request.texts]
         if fault.kind == "not_a_number":
@@ -220,23 +167,12 @@ class _Handler(BaseHTTPRequestHandler):
         tokens = sum(len(text.split()) for text in request.texts)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         answer = {"object": "list", "data": data, "model": request.model, "usage": usage}
-        self._send(200, json.dumps(answer).encode())
+        self.send(200, json.dumps(answer).encode())
 
     def _refuse(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         kind = "rate_limit_error" if status == 429 else "invalid_request_error"
         body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
-        self._send(status, json.dumps(body).encode(), headers)
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Tests say what went wrong; the server's own log would drown it."""
+        self.send(status, json.dumps(body).encode(), headers)
 
 
 def _base64(vector: list[float]) -> str:
