@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cdc_agent.events import Event, Kind
-from cdc_agent.journal.base import Desk, Journal, Letter, Outcome, Progress, Query, Reading
-from cdc_agent.journal.desk import SqliteDesk
-from cdc_agent.journal.file import JournalFile
-from cdc_agent.journal.sqlite import SqliteJournal
+from cdc_agent.journal.base import Letter, Outcome, Progress, Query, Reading
+from tests.support.office import Office
 
 NOW = dt.datetime(2026, 11, 28, 1, 0, tzinfo=dt.UTC)
 
@@ -24,35 +22,16 @@ def event(id_: str, **more: Any) -> Event:
     return Event(id=id_, **known)
 
 
-@dataclass
-class Office:
-    """A desk with its journal, which can be closed and opened again."""
-
-    path: Path
-
-    def __post_init__(self) -> None:
-        self._open()
-
-    def _open(self) -> None:
-        self.file = JournalFile(self.path)
-        self.journal: Journal = SqliteJournal(self.file, wall_clock=NOW.timestamp)
-        self.desk: Desk = SqliteDesk(self.file, wall_clock=NOW.timestamp)
-
-    def reopened(self) -> Office:
-        self.file.close()
-        self._open()
-        return self
-
-    def facts(self) -> list[str]:
-        return [entry.event.id for entry in self.journal.find(Query())]
-
-
 @pytest.fixture(params=["sqlite"])
 def office(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Office]:
-    office = Office(tmp_path / "journal.sqlite")
+    office = Office(tmp_path / "journal.sqlite", wall_clock=NOW.timestamp)
     office.journal.append([event(str(number)) for number in range(1, 6)])
     yield office
     office.file.close()
+
+
+def ids(office: Office) -> list[str]:
+    return [event.id for event in office.said()]
 
 
 def letter(number: int, **more: Any) -> Letter:
@@ -76,7 +55,7 @@ def test_what_handling_came_to_is_recorded_together(office: Office) -> None:
 
     # Then all of it is there, also after a restart
     office.reopened()
-    assert office.facts()[-1] == "said"
+    assert ids(office)[-1] == "said"
     assert office.desk.recall("thanks", "k") == {"n": 1}
     assert office.desk.place("thanks", 0) == Progress(number=1)
 
@@ -95,7 +74,7 @@ def test_what_was_settled_has_no_second_effect(office: Office, number: int) -> N
 
     # Then nothing of it is recorded
     assert not settled
-    assert "twice" not in office.facts()
+    assert "twice" not in ids(office)
     assert office.desk.recall("thanks", "k") is None
     assert office.desk.letters() == []
 
@@ -149,7 +128,7 @@ def test_a_letter_is_parked_given_back_and_settled_once(office: Office) -> None:
     assert office.desk.settle(Outcome(agent="thanks", number=1, replayed=True, emitted=(event("said"),)))
     assert not office.desk.settle(Outcome(agent="thanks", number=1, replayed=True, emitted=(event("again"),)))
     assert office.desk.letters() == []
-    assert office.facts()[-1] == "said"
+    assert ids(office)[-1] == "said"
 
 
 def test_a_letter_can_be_discarded(office: Office) -> None:
@@ -177,7 +156,7 @@ def test_changes_go_when_all_have_passed_them_and_facts_stay(office: Office) -> 
     assert office.desk.tidy(NOW, ["thanks", "fraud"]) == 0
     assert office.desk.tidy(later, ["thanks", "fraud"]) == 1
     assert [entry.event.id for entry in office.journal.find(Query(kind=Kind.CHANGE))] == ["c-2"]
-    assert office.facts() == ["1", "2", "3", "4", "5"]
+    assert ids(office) == ["1", "2", "3", "4", "5"]
     # and nobody waits for an agent that is not there any more.
     assert office.desk.tidy(later, ["thanks"]) == 1
 

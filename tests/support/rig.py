@@ -13,18 +13,21 @@ from cdc_agent.agents.indexer import AGENT, Indexer
 from cdc_agent.agents.planning import Collection
 from cdc_agent.agents.vectors import Vectorizer
 from cdc_agent.agents.writing import IndexWriter
+from cdc_agent.embedding.base import Embedder
 from cdc_agent.embedding.hashing import HashingEmbedder
 from cdc_agent.errors import PoisonText
 from cdc_agent.events import Row, Transaction
 from cdc_agent.health import Health
-from cdc_agent.ledger.base import Flip, Manifest, Resync
+from cdc_agent.ledger.base import Flip, Ledger, Manifest, Resync
 from cdc_agent.ledger.sqlite import SqliteLedger
 from cdc_agent.lsn import Version
 from cdc_agent.resync import MESSAGE_PREFIX, PageBoard, _Page
 from cdc_agent.retry import Backoff, Retrier
-from cdc_agent.source.base import RowSet, TableRows
+from cdc_agent.source.base import RowReader, RowSet, TableRows
+from cdc_agent.stream.base import Stream
 from cdc_agent.stream.sqlite import SqliteStream
 from cdc_agent.tracing import NO_TRACES, Traces
+from cdc_agent.vectorstore.base import VectorStore
 from tests.support.scripted import (
     ROOT_OID,
     TABLE,
@@ -36,7 +39,7 @@ from tests.support.scripted import (
 )
 from tests.support.wait import until
 
-__all__ = ["CountingEmbedder", "Rig", "WatchedLedger"]
+__all__ = ["CountingEmbedder", "Rig", "WatchedLedger", "an_indexer"]
 
 
 _NOTE_FORGOTTEN = """
@@ -109,6 +112,44 @@ class CountingEmbedder(HashingEmbedder):
         return super().embed(texts)
 
 
+def an_indexer(
+    collection: Collection,
+    *,
+    stream: Stream,
+    ledger: Ledger,
+    store: VectorStore,
+    embedder: Embedder,
+    rows: RowReader,
+    retrier: Callable[[], Retrier],
+    **more: Any,
+) -> tuple[Indexer, IndexWriter]:
+    """As ``daemon.build`` wires it, over one collection; and its writer."""
+    collections = {"docs": collection}
+    writer = IndexWriter(agent=AGENT, ledger=ledger, store=store, collections=collections, fingerprint="f")
+    vectorizer = Vectorizer(
+        agent=AGENT,
+        embedder=embedder,
+        ledger=ledger,
+        store=store,
+        fingerprint="f",
+        retrier=retrier(),
+        max_attempts=2,
+    )
+    indexer = Indexer(
+        stream=stream,
+        ledger=ledger,
+        writer=writer,
+        vectorizer=vectorizer,
+        row_reader=rows,
+        collections=collections,
+        root_oids={"docs": ROOT_OID},
+        planner_retrier=retrier(),
+        writer_retrier=retrier(),
+        **more,
+    )
+    return indexer, writer
+
+
 class Rig:
     """``start`` and ``stop`` are the lives of a process; database, stream, ledger and store outlive them."""
 
@@ -135,31 +176,18 @@ class Rig:
 
     def _built(self) -> Indexer:
         self.stop_signal = threading.Event()
-        collections = {"docs": self.collection}
-        self.writer = IndexWriter(
-            agent=AGENT, ledger=self.ledger, store=self.store, collections=collections, fingerprint="f"
-        )
-        return Indexer(
+        indexer, self.writer = an_indexer(
+            self.collection,
             stream=self.stream,
             ledger=self.ledger,
-            writer=self.writer,
-            vectorizer=Vectorizer(
-                agent=AGENT,
-                embedder=self.embedder,
-                ledger=self.ledger,
-                store=self.store,
-                fingerprint="f",
-                retrier=self._retrier(),
-                max_attempts=2,
-            ),
-            row_reader=self.database,
-            collections=collections,
-            root_oids={"docs": ROOT_OID},
-            planner_retrier=self._retrier(),
-            writer_retrier=self._retrier(),
+            store=self.store,
+            embedder=self.embedder,
+            rows=self.database,
+            retrier=self._retrier,
             stop=self.stop_signal,
             traces=self.traces,
         )
+        return indexer
 
     def _retrier(self) -> Retrier:
         return Retrier(self.stop_signal, self.health, Backoff(initial_s=0.001, maximum_s=0.01))

@@ -16,9 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cdc_agent.agents.indexer import AGENT, Indexer
-from cdc_agent.agents.vectors import Vectorizer
-from cdc_agent.agents.writing import IndexWriter
+from cdc_agent.agents.indexer import Indexer
 from cdc_agent.capture import Capture
 from cdc_agent.errors import EmbedderUnavailable, LedgerFull, SourceUnavailable, StreamFull
 from cdc_agent.events import Change, Transaction
@@ -33,9 +31,8 @@ from cdc_agent.source.replication import ServerIdentity
 from cdc_agent.source.wal2json import Wal2JsonDecoder
 from cdc_agent.stream.base import Batch, Position
 from cdc_agent.stream.sqlite import SqliteStream
-from tests.support.rig import CountingEmbedder, WatchedLedger
+from tests.support.rig import CountingEmbedder, WatchedLedger, an_indexer
 from tests.support.scripted import (
-    ROOT_OID,
     FaultyStore,
     ScriptedDatabase,
     a_collection,
@@ -321,28 +318,14 @@ class SlowMotion:
         return capture
 
     def _indexer(self) -> Indexer:
-        collections = {"docs": self.collection}
-        self.writer = IndexWriter(
-            agent=AGENT, ledger=self.ledger, store=self.store, collections=collections, fingerprint="f"
-        )
-        indexer = Indexer(
+        indexer, self.writer = an_indexer(
+            self.collection,
             stream=self.stream,
             ledger=self.ledger,
-            writer=self.writer,
-            vectorizer=Vectorizer(
-                agent=AGENT,
-                embedder=self.embedder,
-                ledger=self.ledger,
-                store=self.store,
-                fingerprint="f",
-                retrier=self._retrier(),
-                max_attempts=2,
-            ),
-            row_reader=self.database,
-            collections=collections,
-            root_oids={"docs": ROOT_OID},
-            planner_retrier=self._retrier(),
-            writer_retrier=self._retrier(),
+            store=self.store,
+            embedder=self.embedder,
+            rows=self.database,
+            retrier=self._retrier,
             stop=self._stop,
             wall_clock=lambda: 0.0,
             clock=lambda: self.now,
