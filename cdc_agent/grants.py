@@ -17,7 +17,7 @@ from cdc_agent.vectorstore.where import matches
 __all__ = ["EVERYTHING", "SCOPES", "Grant", "check_columns", "columns_of", "narrowed", "permits", "too_open"]
 
 #: What a token may be for. None of them implies another.
-SCOPES = ("search", "metrics", "admin")
+SCOPES = ("search", "metrics", "events", "admin")
 #: Operators that a record without the column satisfies.
 _NEGATIONS = frozenset({"$ne", "$nin", "$not_contains"})
 

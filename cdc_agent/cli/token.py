@@ -17,7 +17,10 @@ __all__ = ["add_options", "new"]
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="who will use it; logs and refusals call it so")
     parser.add_argument(
-        "--scopes", default="search", metavar="LIST", help="what it is for: search, metrics, admin (default: search)"
+        "--scopes",
+        default="search",
+        metavar="LIST",
+        help="what it is for: search, metrics, events, admin (default: search)",
     )
     parser.add_argument(
         "--where", type=json_object, metavar="JSON", help="see only records with this metadata, such as one tenant's"

@@ -75,7 +75,7 @@ def agent_doors(service: Callable[[], AgentService], operate: Operate) -> list[D
         Door("/agents/letters", routes.letters, methods=["GET"], scopes={"admin"}),
         Door(letter, routes.letter, methods=["GET"], scopes={"admin"}),
         Door(letter + "/{action}", routes.move_letter, methods=["POST"], scopes={"admin"}),
-        Door("/events", routes.events, methods=["POST"], scopes={"admin"}),
+        Door("/events", routes.events, methods=["POST"], scopes={"events", "admin"}),
     ]
 
 
