@@ -89,6 +89,7 @@ class Listener:
         self._clock = clock
         self._arrived: list[paho.MQTTMessage] = []
         self._refused = ""
+        self._answered = False
         self._subscribed = False
 
     def run(self) -> None:
@@ -109,7 +110,7 @@ class Listener:
 
     def _listen(self) -> str:
         """Live through one connection; returns why it ended."""
-        self._arrived, self._refused = [], ""
+        self._arrived, self._refused, self._answered = [], "", False
         try:
             client = self._client()
             client.connect(self._broker.host, self._broker.port, keepalive=self._broker.keepalive_s)
@@ -117,7 +118,7 @@ class Listener:
                 code = self._look(client)
                 self._take(client)
                 if self._refused or code != paho.MQTT_ERR_SUCCESS:
-                    return self._refused or f"the connection to the broker is lost: {paho.error_string(code)}"
+                    return self._refused or self._lost(code)
             client.disconnect()
         except JournalFull as exc:
             # Not acknowledged: the broker keeps it, and delivers it again.
@@ -125,6 +126,13 @@ class Listener:
         except (OSError, ValueError) as exc:
             return f"the broker cannot be reached: {exc}"
         return ""
+
+    def _lost(self, code: MQTTErrorCode) -> str:
+        if self._answered:
+            return f"the connection to the broker is lost: {paho.error_string(code)}"
+        # All that a client hears of a refusal in TLS 1.3 is that the connection ends.
+        wanting = self._broker.tls and self._broker.cert_file is None
+        return "the broker hung up without a word" + (": it may want a certificate, see cert_file" if wanting else "")
 
     def _look(self, client: paho.Client) -> MQTTErrorCode:
         """Wait for something, then take in all that is there by now: one look of paho's is one packet."""
@@ -151,13 +159,11 @@ class Listener:
         if broker.username is not None:
             client.username_pw_set(broker.username, broker.password())
         if broker.tls:
-            context = ssl.create_default_context(cafile=str(broker.ca_file) if broker.ca_file else None)
-            if broker.cert_file is not None:
-                context.load_cert_chain(broker.cert_file, broker.key_file)
-            client.tls_set_context(context)
+            client.tls_set_context(_tls(broker))
         return client
 
     def _on_connect(self, client: paho.Client, _data: Any, flags: paho.ConnectFlags, code: Any, _more: Any) -> None:
+        self._answered = True
         if code.is_failure:
             self._refused = f"the broker refuses us: {code}"
             return
@@ -214,6 +220,20 @@ class Listener:
         after = max(0, self._journal.head() - _COMPARED)
         entries = self._journal.find(Query(source=self._name, after=after, limit=_COMPARED))
         return frozenset(entry.event.id.partition("-")[0] for entry in entries)
+
+
+def _tls(broker: Broker) -> ssl.SSLContext:
+    """Raises ``OSError`` that names the file, which Python's own does not."""
+    try:
+        context = ssl.create_default_context(cafile=str(broker.ca_file) if broker.ca_file else None)
+    except OSError as exc:
+        raise OSError(f"ca_file {broker.ca_file} cannot be used: {exc}") from exc
+    if broker.cert_file is not None:
+        try:
+            context.load_cert_chain(broker.cert_file, broker.key_file)
+        except OSError as exc:
+            raise OSError(f"cert_file {broker.cert_file} and its key cannot be used: {exc}") from exc
+    return context
 
 
 def _message(one: paho.MQTTMessage) -> Message:

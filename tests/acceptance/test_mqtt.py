@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.certificates import Authority
 from tests.support.daemon import DaemonProcess
 from tests.support.mosquitto import Mosquitto
 from tests.support.oracle import assert_index_equals_table
@@ -167,3 +168,43 @@ def test_a_password_is_needed_and_read_when_it_is_mended(pg: Database, new_daemo
         until(lambda: accepted(daemon) == 1, 20, "the message")
         assert "right" not in daemon.log
         daemon.terminate()
+
+
+@pytest.mark.fault("mqtt-false-broker")
+def test_a_broker_that_cannot_prove_who_it_is_hears_nothing_of_us(
+    pg: Database, new_daemon: NewDaemon, tmp_path: Path
+) -> None:
+    pg.execute("create table notes (id int primary key, body text)")
+    theirs, other = Authority.create(tmp_path, "theirs"), Authority.create(tmp_path, "other")
+    trusted = tmp_path / "trusted.crt"
+    with Mosquitto(tmp_path / "closed", authority=theirs) as broker:
+        own = {"cert_file": str(broker.cert_file), "key_file": str(broker.key_file)}
+        tls = {"host": broker.host, "tls": True, "ca_file": str(trusted), **own}
+        daemon = new_daemon(pg, collections=[NOTES], mqtt={"factory": settings(broker, **tls)})
+
+        # Without the authority's file, with that of another one, and under a name that is not in the certificate,
+        # the trouble is named
+        daemon.start(ready=False)
+        until(lambda: "trusted.crt" in str(daemon.problems()), 30, "the missing file to be named")
+        trusted.write_bytes(other.certificate.read_bytes())
+        until(lambda: "self-signed certificate in certificate chain" in trouble(daemon), 20, "the stranger to be named")
+        trusted.write_bytes(theirs.certificate.read_bytes())
+        until(lambda: connected(daemon), 20, "the broker to be connected")
+        broker.publish([disk(1)])
+        until(lambda: accepted(daemon) == 1, 20, "the message")
+        assert daemon.terminate() == 0
+        daemon.configure(mqtt={"factory": settings(broker, **tls) | {"host": "127.0.0.1"}})
+        daemon.start(ready=False)
+        until(lambda: "IP address mismatch" in trouble(daemon), 20, "the wrong name to be named")
+
+        # And without a certificate of our own the broker refuses us, which is named, too
+        daemon.terminate()
+        plain = {name: value for name, value in tls.items() if name not in own}
+        daemon.settings["mqtt"] = {"factory": settings(broker, **plain)}
+        daemon.configure()
+        daemon.start(ready=False)
+        until(lambda: "it may want a certificate, see cert_file" in trouble(daemon), 20, "the refusal to be named")
+
+
+def trouble(daemon: DaemonProcess) -> str:
+    return " ".join(str(one) for one in daemon.problems() or [] if one["name"] == "mqtt_factory")

@@ -14,6 +14,7 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
+from tests.support.certificates import Authority
 from tests.support.daemon import free_port
 from tests.support.wait import until
 
@@ -31,10 +32,14 @@ def found() -> str:
 
 
 class Mosquitto:
-    """``users``: who may connect, with passwords; empty: anybody."""
+    """``users``: who may connect, with passwords; empty: anybody. With an ``authority`` it speaks TLS as ``localhost``,
+    to those alone that have a certificate of that authority, too."""
 
-    def __init__(self, folder: Path, users: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, users: dict[str, str] | None = None, *, authority: Authority | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.authority = authority
         self.port = free_port()
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,7 +53,25 @@ class Mosquitto:
             subprocess.run([tool, "-U", str(passwords)], check=True)
             lines += [f"password_file {passwords}"]
         lines += [f"allow_anonymous {'false' if users else 'true'}"]
+        if authority is not None:
+            authority.issue(folder, "localhost")
+            authority.issue(folder, "a client of ours", stem="client")
+            lines += [f"certfile {folder}/server.crt", f"keyfile {folder}/server.key"]
+            lines += [f"cafile {authority.certificate}", "require_certificate true"]
         (folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
+
+    @property
+    def host(self) -> str:
+        return "127.0.0.1" if self.authority is None else "localhost"
+
+    @property
+    def cert_file(self) -> Path:
+        """With an authority: who may connect. The key is in ``key_file``."""
+        return self._folder / "client.crt"
+
+    @property
+    def key_file(self) -> Path:
+        return self._folder / "client.key"
 
     def __enter__(self) -> Self:
         self.start()
@@ -71,7 +94,7 @@ class Mosquitto:
     def publish(self, messages: Iterable[tuple[str, bytes | str]], *, retain: bool = False) -> None:
         """With QoS 1; returns when the broker has all of them."""
         client = self._client()
-        client.connect("127.0.0.1", self.port)
+        client.connect(self.host, self.port)
         client.loop_start()
         told = [client.publish(topic, payload, qos=1, retain=retain) for topic, payload in messages]
         for one in told:
@@ -84,12 +107,14 @@ class Mosquitto:
         client = paho.Client(CallbackAPIVersion.VERSION2)
         if self._user is not None:
             client.username_pw_set(*self._user)
+        if self.authority is not None:
+            client.tls_set(str(self.authority.certificate), str(self.cert_file), str(self.key_file))
         return client
 
     def _answers(self) -> bool:
         try:
             client = self._client()
-            client.connect("127.0.0.1", self.port)
+            client.connect(self.host, self.port)
             client.disconnect()
         except OSError:
             return False
