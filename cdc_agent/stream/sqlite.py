@@ -23,6 +23,8 @@ from cdc_agent.sqlite_file import DAMAGED_HINT, is_damage, open_file
 from cdc_agent.sqlite_schema import Schema
 from cdc_agent.stream import codec
 from cdc_agent.stream.base import Batch, Position
+from cdc_agent.stream.news import News
+from cdc_agent.stream.progress import fresh, reached
 
 __all__ = ["SCHEMA", "SqliteStream"]
 
@@ -72,13 +74,11 @@ class SqliteStream:
         self._reader = open_file(path, StreamError, corrupt=corrupt)
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
-        self._moved = threading.Condition()
+        self._news = News()
         with self._translated("read"):
-            self._position, self._head, self._void = self._load()
+            self._void = self._load()
         self._size: int = self._writer.execute(_SQL["size"]).fetchone()[0]
         self._next_prune = 0.0
-        self._wakes = 0
-        self._wake_next = False
         self._last_block: tuple[int, codec.Block] | None = None
 
     def _make_tables(self) -> None:
@@ -96,13 +96,12 @@ class SqliteStream:
 
     def begin_at(self, offset: int) -> None:
         with self._write_lock, self._translated("written"):
-            if self._head:
-                raise StreamError(f"the stream is at {self._head} already", hint="only an empty one can begin anywhere")
+            if head := self._news.head:
+                raise StreamError(f"the stream is at {head} already", hint="only an empty one can begin anywhere")
             with _transaction(self._writer):
                 self._writer.execute(_SQL["begin_at"], (offset,))
                 self._writer.execute(_SQL["seal_position"])
-            with self._moved:
-                self._position, self._head, self._void = self._load()
+            self._void = self._load()
 
     def check(self, after_offset: int) -> None:
         with self._read_lock, self._translated("read"):
@@ -121,34 +120,16 @@ class SqliteStream:
 
     def append(self, transactions: Sequence[Transaction], captured_lsn: Lsn | None = None) -> Position:
         with self._write_lock, self._translated("written"):
-            fresh, position = self._fresh(transactions)
+            new, position = fresh(transactions, self._news.position)
             if captured_lsn is not None:
-                position = _reached(position, captured_lsn)
-            blocks = [(sum(len(t.changes) for t in group), codec.encode(group)) for group in _blocks(fresh)]
+                position = reached(position, captured_lsn)
+            blocks = [(sum(len(t.changes) for t in group), codec.encode(group)) for group in _blocks(new)]
             self._make_room(sum(len(payload) for _, payload in blocks))
-            head = self._write(blocks, position)
-            with self._moved:
-                self._position, self._head = position, head
-                self._moved.notify_all()
+            self._news.tell(position, self._write(blocks, position))
         return position
 
-    def _fresh(self, transactions: Sequence[Transaction]) -> tuple[list[Transaction], Position]:
-        """What is not here yet, and the position with it. A redelivered commit starts before the position, a partial
-        one is known by place; both may come twice in one call, when the source reconnected meanwhile."""
-        fresh: list[Transaction] = []
-        position = self._position
-        for tx in transactions:
-            if tx.commit_lsn < position.captured_lsn:
-                continue
-            partial = position.partial
-            if partial is not None and tx.commit_lsn == partial.commit_lsn:
-                tx.changes = [change for change in tx.changes if change.ordinal > partial.ordinal]
-            fresh.append(tx)
-            position = _after(position, tx)
-        return fresh, position
-
     def _write(self, blocks: Sequence[tuple[int, bytes]], position: Position) -> int:
-        head = self._head
+        head = self._news.head
         partial = position.partial
         now = self._wall_clock()
         with _transaction(self._writer):
@@ -196,9 +177,7 @@ class SqliteStream:
                 self._writer.execute(_SQL["seal_position"])
             self._size = 0
             self._last_block = None
-            with self._moved:
-                self._position, self._head, self._void = self._load()
-                self._moved.notify_all()
+            self._void = self._load()
 
     def release(self, consumer: str, offset: int) -> None:
         with self._write_lock, self._translated("written"):
@@ -220,12 +199,13 @@ class SqliteStream:
     # -- reading ----------------------------------------------------------------------------------------------
 
     def position(self) -> Position:
-        with self._moved:
-            return self._position
+        return self._news.position
+
+    def acknowledgeable(self) -> Lsn:
+        return self._news.position.captured_lsn
 
     def head_offset(self) -> int:
-        with self._moved:
-            return self._head
+        return self._news.head
 
     def first_offset(self) -> int:
         with self._read_lock, self._translated("read"):
@@ -236,7 +216,7 @@ class SqliteStream:
         return self._size
 
     def read(self, after_offset: int, *, limit: int, wait_s: float) -> Batch:
-        position, head = self._await(after_offset, wait_s)
+        position, head = self._news.wait(after_offset, wait_s)
         events: list[ChangeEvent] = []
         applied = Lsn(0)
         offset = max(after_offset, self._void)
@@ -250,15 +230,6 @@ class SqliteStream:
         if offset >= head:
             applied = max(applied, position.captured_lsn)
         return Batch(events=events, next_offset=offset, applied_lsn=applied, head_offset=head)
-
-    def _await(self, after_offset: int, wait_s: float) -> tuple[Position, int]:
-        with self._moved:
-            if wait_s > 0:
-                before, wakes = self._position, self._wakes
-                if self._head <= after_offset and not self._wake_next:
-                    self._moved.wait_for(lambda: self._wakes != wakes or self._position != before, wait_s)
-                self._wake_next = False
-            return self._position, self._head
 
     def _block_after(self, offset: int) -> tuple[int, codec.Block]:
         with self._read_lock, self._translated("read"):
@@ -277,11 +248,7 @@ class SqliteStream:
             return self._last_block
 
     def wake(self) -> None:
-        with self._moved:
-            self._wakes += 1
-            # Who is about to wait must not miss it.
-            self._wake_next = True
-            self._moved.notify_all()
+        self._news.wake()
 
     def close(self) -> None:
         with self._write_lock, self._read_lock:
@@ -301,7 +268,8 @@ class SqliteStream:
                 raise self._damaged(exc) from exc
             raise StreamError(f"the stream cannot be {what}: {exc}", hint="check the file and its disk") from exc
 
-    def _load(self) -> tuple[Position, int, int]:
+    def _load(self) -> int:
+        """Tell position and head; returns up to where entries are void."""
         row = self._writer.execute(_SQL["load_position"]).fetchone()
         if row is None:
             raise self._damaged("it has no position")
@@ -309,7 +277,8 @@ class SqliteStream:
         if _seal(captured, lsn, ordinal, head, void, ledger) != checksum:
             raise self._damaged("its position is not as it was written")
         partial = Version(Lsn(lsn), ordinal) if lsn is not None else None
-        return Position(captured_lsn=Lsn(captured), partial=partial), head, void
+        self._news.tell(Position(captured_lsn=Lsn(captured), partial=partial), head)
+        return int(void)
 
 
 class _transaction:
@@ -328,22 +297,6 @@ class _transaction:
         finally:
             if self._connection.in_transaction:
                 self._connection.execute("rollback")
-
-
-def _after(position: Position, tx: Transaction) -> Position:
-    """The position once ``tx`` is appended."""
-    if tx.end_lsn is not None:
-        return _reached(position, tx.end_lsn)
-    if tx.changes:
-        return Position(captured_lsn=position.captured_lsn, partial=Version(tx.commit_lsn, tx.changes[-1].ordinal))
-    return position
-
-
-def _reached(position: Position, lsn: Lsn) -> Position:
-    """Everything that ends at or before ``lsn`` is here. A commit that is partly here may lie behind it still."""
-    captured, partial = max(position.captured_lsn, lsn), position.partial
-    ended = partial is not None and captured > partial.commit_lsn
-    return Position(captured_lsn=captured, partial=None if ended else partial)
 
 
 def _blocks(transactions: Sequence[Transaction]) -> Iterator[list[Transaction]]:
