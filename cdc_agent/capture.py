@@ -2,7 +2,7 @@
 
 Two threads. The reader owns the replication connection: it decodes, hands over through a bounded queue, and sends
 status updates on time whatever else happens. The writer appends what has gathered in one durable write (group
-commit). The slot is acknowledged only up to what the stream holds.
+commit). The slot is acknowledged only up to what the stream holds, and holds safely.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from cdc_agent import metrics
-from cdc_agent.errors import SlotBusy, SourceAuthError, SourceError, StreamFull
+from cdc_agent.errors import SlotBusy, SourceAuthError, SourceError, StreamError, StreamFull
 from cdc_agent.events import Transaction
 from cdc_agent.failpoints import hit
 from cdc_agent.health import Health
@@ -22,6 +22,7 @@ from cdc_agent.lsn import Lsn
 from cdc_agent.retry import Backoff, Retrier, Stopping
 from cdc_agent.source.replication import ReplicationFeed, ServerIdentity
 from cdc_agent.stream.base import Position, Stream
+from cdc_agent.stream.retries import until_taken
 from cdc_agent.tracing import NO_TRACES, Traces
 
 __all__ = ["Capture", "Expand"]
@@ -154,7 +155,7 @@ class Capture:
                     self._connect()
                     attempt = 0
                     self._read()
-                except SourceError as exc:
+                except (SourceError, StreamError) as exc:
                     self._turned_at = self._clock()
                     attempt += 1
                     self._lost(exc, attempt)
@@ -170,7 +171,7 @@ class Capture:
     def _connect(self) -> None:
         server = self._feed.open()
         self._verify(server)
-        self._feed.start(self._stream.position().captured_lsn)
+        self._feed.start(self._stream.position().captured_lsn, acknowledged=self._stream.acknowledgeable())
         self._health.clear("source")
         self.streaming.set()
         metrics.STREAMING.set(1)
@@ -179,7 +180,7 @@ class Capture:
     def _read(self) -> None:
         while not self._stop.is_set() and not self._reconnect.is_set():
             self._turned_at = self._clock()
-            self._feed.acknowledge(self._durable)
+            self._acknowledge()
             transactions = self._feed.poll(_POLL_S)
             if transactions:
                 hit("after_recv")
@@ -189,6 +190,9 @@ class Capture:
             self._advance_idle()
             self._progressed(max(self._feed.idle_lsn, self._queued_lsn))
 
+    def _acknowledge(self) -> None:
+        self._feed.acknowledge(min(self._durable, self._stream.acknowledgeable()))
+
     def _put(self, transactions: Sequence[Transaction]) -> None:
         """Hand over; while there is no room nothing is read, but status updates go on."""
         kept = [tx for tx in transactions if self._counts(tx)]
@@ -196,7 +200,7 @@ class Capture:
             if self._stop.is_set():
                 raise Stopping
             self._turned_at = self._clock()
-            self._feed.acknowledge(self._durable)
+            self._acknowledge()
             self._feed.feedback()
         for tx in transactions:
             self._queued_lsn = max(self._queued_lsn, tx.end_lsn or Lsn(0))
@@ -230,7 +234,7 @@ class Capture:
         self._queued_lsn = reached
         self._queue.put([Transaction(xid=0, commit_lsn=reached, commit_ts_us=0, changes=[], end_lsn=reached)], _POLL_S)
 
-    def _lost(self, exc: SourceError, attempt: int) -> None:
+    def _lost(self, exc: SourceError | StreamError, attempt: int) -> None:
         self.streaming.clear()
         metrics.STREAMING.set(0)
         self._feed.close()
@@ -245,7 +249,7 @@ class Capture:
             raise Stopping
 
     def _finish(self) -> None:
-        self._feed.acknowledge(self._durable)
+        self._acknowledge()
         self._feed.stop()
 
     # -- writer thread ----------------------------------------------------------------------------------------
@@ -264,7 +268,7 @@ class Capture:
     def _append(self, items: Sequence[Transaction]) -> None:
         expanded = [self._expanded(tx) for tx in items]
         hit("before_append")
-        position = self._retrier.until_done("stream", lambda: self._append_or_raise(expanded), (StreamFull,))
+        position = until_taken(self._retrier, lambda: self._append_or_raise(expanded))
         hit("after_append")
         if any(tx.resync_id for tx in expanded):
             hit("resync_after_append")

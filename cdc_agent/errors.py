@@ -13,7 +13,8 @@ CdcAgentError
 │   ├── DecodeError            bytes that are not the protocol
 │   └── FeedUnavailable        GitHub or Notion: away, refusing, limiting         retryable
 ├── StreamError                the durable log between capture and agents
-│   └── StreamFull             configured bytes are used up                       retryable
+│   ├── StreamFull             configured bytes are used up                       retryable
+│   └── StreamUnavailable      its server does not answer (JetStream)             retryable
 ├── LedgerError                the durable state of agents
 │   └── LedgerFull             no space on its disk                              retryable
 ├── JournalError               the events that are kept for ever
@@ -66,6 +67,7 @@ __all__ = [
     "StoreUnavailable",
     "StreamError",
     "StreamFull",
+    "StreamUnavailable",
     "UsageError",
     "VectorStoreError",
     "WebhookError",
@@ -187,6 +189,13 @@ class StreamFull(StreamError):
     """The stream holds its configured bytes of entries that some agent still needs."""
 
     retryable = True
+
+
+class StreamUnavailable(StreamError):
+    """The server of the stream does not answer. What was sent may or may not have been taken."""
+
+    retryable = True
+    exit_code = EXIT_TRY_AGAIN
 
 
 class LedgerError(CdcAgentError):

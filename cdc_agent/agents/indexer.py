@@ -36,7 +36,7 @@ from cdc_agent.agents.rereading import reread
 from cdc_agent.agents.vectors import Vectorizer
 from cdc_agent.agents.watermark import Watermark
 from cdc_agent.agents.writing import IndexWriter, PlanAgainError, Prepared, TaintedError
-from cdc_agent.errors import CdcAgentError, LedgerFull, RenderError, StoreUnavailable, StreamFull, VectorStoreError
+from cdc_agent.errors import CdcAgentError, LedgerFull, RenderError, StoreUnavailable, VectorStoreError
 from cdc_agent.events import ChangeEvent
 from cdc_agent.failpoints import hit
 from cdc_agent.ledger.base import Checkpoint, DeadLetter, Ledger, Resync
@@ -45,6 +45,7 @@ from cdc_agent.retry import Retrier, Stopping
 from cdc_agent.snapshot import Snapshot
 from cdc_agent.source.base import RowReader
 from cdc_agent.stream.base import Batch, Stream
+from cdc_agent.stream.retries import until_answered, until_taken
 from cdc_agent.tracing import NO_TRACES, Stages, Traces
 from cdc_agent.vectorstore.records import CollectionDamaged, CollectionMissing
 
@@ -210,11 +211,17 @@ class Indexer:
     def _read_ahead(self, wait_s: float) -> None:
         """Read on through the pages of a resync, until there are changes or nothing more."""
         while self._failed is None and not self._backlog.full:
-            batch = self._stream.read(self._next.offset, limit=self._limit, wait_s=wait_s)
+            batch = self._read(wait_s)
             changed = self._take(batch)
             if changed or batch.next_offset >= batch.head_offset:
                 return
             wait_s = 0.0
+
+    def _read(self, wait_s: float) -> Batch:
+        return until_answered(
+            self._planner_retrier,
+            lambda: self._stream.read(self._next.offset, limit=self._limit, wait_s=wait_s),
+        )
 
     def _take(self, batch: Batch) -> bool:
         """Deal with a batch, but for reads, which join the backlog; whether there was more than those."""
@@ -519,9 +526,7 @@ class Indexer:
         self.watermark.advance(checkpoint.offset, max(checkpoint.applied_lsn, prepared.live_lsn))
         if checkpoint.offset > self._released:
             self._released = checkpoint.offset
-            self._writer_retrier.until_done(
-                "stream", lambda: self._stream.release(self._agent, checkpoint.offset), (StreamFull,)
-            )
+            until_taken(self._writer_retrier, lambda: self._stream.release(self._agent, checkpoint.offset))
         self._recent.found(prepared.plans)
         for letter in prepared.letters:
             metrics.DEAD_LETTERED.labels(reason=letter.reason).inc()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from cdc_agent.agents.batch import BatchFolder, is_wide
 from cdc_agent.agents.planning import Collection, Plan, light_plan
 from cdc_agent.documents.model import document_id
+from cdc_agent.errors import StreamUnavailable
 from cdc_agent.events import ChangeEvent, Op
 from cdc_agent.ledger.base import Manifest
 from cdc_agent.stream.base import Stream
@@ -81,7 +82,11 @@ class Overtaking:
     def _events(self) -> Sequence[ChangeEvent]:
         if self._wall or len(self._blocked) >= _MOST_BLOCKED or sum(map(len, self._kept.values())) >= _MOST_KEPT:
             return ()
-        return self._stream.read(self._seen, limit=_PAGE, wait_s=0).events
+        try:
+            return self._stream.read(self._seen, limit=_PAGE, wait_s=0).events
+        except StreamUnavailable:
+            # Who reads in order waits for its server, and tells of it.
+            return ()
 
     def _judge_kept(self, in_hand: Callable[[Place], bool], made: dict[Place, Plan]) -> None:
         """The oldest change of each document that is in hand no more."""

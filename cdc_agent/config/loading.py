@@ -21,10 +21,19 @@ from cdc_agent.errors import ConfigError
 __all__ = ["load"]
 
 #: Keys that may also be given as ``<key>_file``.
-SECRETS: tuple[Location, ...] = (("source", "dsn"), ("embedding", "api_key"))
+SECRETS: tuple[Location, ...] = (
+    ("source", "dsn"),
+    ("embedding", "api_key"),
+    ("stream", "password"),
+    ("stream", "token"),
+)
 _PATHS: tuple[tuple[str, str], ...] = (
     ("source", "dsn_file"),
     ("stream", "path"),
+    ("stream", "ca_file"),
+    ("stream", "password_file"),
+    ("stream", "token_file"),
+    ("stream", "credentials_file"),
     ("ledger", "path"),
     ("embedding", "api_key_file"),
     ("vectorstore", "path"),

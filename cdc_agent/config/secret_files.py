@@ -41,6 +41,9 @@ def _files(config: Config) -> Iterator[tuple[str, Path]]:
         "source.dsn_file": config.source.dsn_file,
         "embedding.api_key_file": config.embedding.api_key_file,
         "http.tokens_file": config.http.tokens_file,
+        "stream.password_file": config.stream.password_file,
+        "stream.token_file": config.stream.token_file,
+        "stream.credentials_file": config.stream.credentials_file,
         **{f"webhooks.{name}.secret_file": one.secret_file for name, one in config.webhooks.items()},
     }
     yield from ((key, path) for key, path in files.items() if path is not None)

@@ -37,6 +37,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 ENV_PREFIX = "CDC_AGENT_"
 ENV_DELIMITER = "__"
+_NATS_URL = re.compile(r"(nats|tls)://[^/?#@,\s]+")
 _COLLECTION_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 
 
@@ -90,14 +91,78 @@ class SourceConfig(_Section):
 
 
 class StreamConfig(_Section):
-    backend: Literal["sqlite"] = "sqlite"
-    """Where the durable log of changes lives."""
+    insecure: bool = False
+    """Talk to a NATS server on another machine without TLS (jetstream only)."""
+    backend: Literal["sqlite", "jetstream"] = "sqlite"
+    """Where the durable log of changes lives: a file here, or a NATS server with JetStream (extra `jetstream`)."""
     path: Path | None = None
-    """File of the stream. Default: `stream.sqlite` in `state_dir`."""
+    """File of the stream. Default: `stream.sqlite` in `state_dir` (sqlite only)."""
+    url: str | None = None
+    """`tls://host:4222` or `nats://host:4222`, with commas between servers of a cluster. Required with jetstream."""
+    name: str = Field(default="cdc_agent", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    """Name of the stream on the server; one daemon per name (jetstream only)."""
+    replicas: int = Field(default=1, ge=1, le=5)
+    """Servers that keep a copy, 3 or 5 in a cluster (jetstream only)."""
+    monitor_url: str | None = Field(default=None, pattern=r"^https?://")
+    """Monitoring port of the server, such as `http://host:8222`, to ask when it writes to its disk (jetstream only)."""
+    hold_back_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Seconds that Postgres keeps what NATS took, against a loss of its power (jetstream only). Default: asked."""
+    timeout_s: Seconds = 5.0
+    """Seconds to wait for one answer of the server (jetstream only)."""
+    ca_file: Path | None = None
+    """Certificates that the server's is checked with. Default: the system's (jetstream only)."""
+    user: str | None = None
+    """Who we are to the server (jetstream only)."""
+    password: Secret | None = None
+    """Password of `user`."""
+    password_file: Path | None = None
+    """File that holds the password, instead of `password`."""
+    token: Secret | None = None
+    """Token that the server asks for, instead of a user."""
+    token_file: Path | None = None
+    """File that holds the token, instead of `token`."""
+    credentials_file: Path | None = None
+    """Credentials file (`.creds`) of an account with NKeys, read at each connection."""
     max_bytes: int = Field(default=4 * 1024**3, ge=1024**2)
     """Most bytes of entries; when they are used up capture waits, and the server keeps its WAL."""
     retention_h: float = Field(default=24.0, ge=0, allow_inf_nan=False)
     """Hours that entries stay after every agent has read them."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_of_nats(cls, url: str | None) -> str | None:
+        # What it says is not repeated: there may be a password in it.
+        if url is not None and not all(_NATS_URL.fullmatch(one.strip()) for one in url.split(",")):
+            raise wrong(
+                "is not nats://host:port or tls://host:port (with commas between several)",
+                hint="who we are is said by stream.user, stream.token or stream.credentials_file",
+            )
+        return url
+
+    @model_validator(mode="after")
+    def _jetstream_has_a_server(self) -> Self:
+        if self.backend == "sqlite":
+            return self
+        if self.url is None:
+            raise wrong("is missing", key="url", hint="backend jetstream needs the address of a NATS server")
+        for url in self.urls:
+            if url.startswith("nats://") and not (self.insecure or is_loopback(urlsplit(url).hostname or "")):
+                raise wrong(
+                    f"leads to another machine without TLS: {url}",
+                    key="url",
+                    hint="write tls://, or set stream.insecure to true",
+                )
+        if self.password is not None and self.user is None:
+            raise wrong("is missing", key="user", hint="a password without a name is nothing to a server")
+        ways = [key for key in ("user", "token", "credentials_file") if getattr(self, key) is not None]
+        if len(ways) > 1:
+            raise wrong(f"has {' and '.join(ways)}", hint="one way to say who we are is enough")
+        return self
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The servers of a cluster, or the one there is."""
+        return tuple(url.strip() for url in self.url.split(",")) if self.url else ()
 
 
 class LedgerConfig(_Section):

@@ -12,12 +12,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 from cdc_agent import metrics
 from cdc_agent.agents.indexer import AGENT
 from cdc_agent.config import Config
+from cdc_agent.daemon.streams import open_stream, put_stream_aside
 from cdc_agent.errors import IdentityMismatch
 from cdc_agent.ledger.base import Checkpoint, Ledger
 from cdc_agent.ledger.sqlite import SqliteLedger
@@ -25,7 +25,6 @@ from cdc_agent.migrate.names import follows_feed
 from cdc_agent.reactions.router import CONSUMER
 from cdc_agent.sqlite_file import DAMAGED_HINT, put_aside
 from cdc_agent.stream.base import Stream
-from cdc_agent.stream.sqlite import SqliteStream
 
 __all__ = ["FEED_CORRUPT", "StateFiles", "condemn", "open_state"]
 
@@ -45,7 +44,7 @@ class StateFiles:
     it until it is tied to the new one, once the store is ours."""
 
     ledger: SqliteLedger
-    stream: SqliteStream
+    stream: Stream
     new_life: bool = False
     predecessor: str = ""
 
@@ -71,27 +70,27 @@ def condemn(config: Config, found: IdentityMismatch) -> bool:
     if found.state == FEED_CORRUPT:
         # Its own opening begins it anew: all of it can be asked for again.
         return True
-    paths = {"LEDGER_CORRUPT": config.ledger_path, "STREAM_CORRUPT": config.stream_path}
-    if found.state not in paths or config.source.on_mismatch != "resync":
+    ways = {"LEDGER_CORRUPT": _ledger_aside, "STREAM_CORRUPT": put_stream_aside, "STREAM_LOST": put_stream_aside}
+    if found.state not in ways or config.source.on_mismatch != "resync":
         return False
     log.warning("mending state=%s why=%s", found.state, found.message)
-    log.warning("put aside file=%s", put_aside(paths[found.state]))
+    ways[found.state](config)
     return True
 
 
 def _opened(config: Config, *, mend: bool) -> StateFiles:
-    ledger, corrupt = _whole(config.ledger_path, lambda: _ledger(config), mend=mend)
+    ledger, corrupt = _whole(_ledger, _ledger_aside, config, mend=mend)
     try:
-        stream, lost = _whole(config.stream_path, lambda: _checked_stream(config, ledger), mend=mend)
+        stream, lost = _whole(lambda c: _checked_stream(c, ledger), put_stream_aside, config, mend=mend)
         if not lost and (found := _not_its_stream(ledger, stream)):
             _refuse_or_log(found, mend=mend)
             stream.close()
-            put_aside(config.stream_path)
-            stream, lost = _stream(config), found.state
+            put_stream_aside(config)
+            stream, lost = open_stream(config), found.state
         if not lost and (found := _older_ledger(ledger, stream)):
             _refuse_or_log(found, mend=mend)
             ledger.close()
-            put_aside(config.ledger_path)
+            _ledger_aside(config)
             ledger = _ledger(config)
     except BaseException:
         ledger.close()
@@ -114,30 +113,30 @@ def _opened(config: Config, *, mend: bool) -> StateFiles:
     )
 
 
-def _whole(path: Path, opened: Callable[[], T], *, mend: bool) -> tuple[T, str]:
-    """What is opened, and the state of the file that it had to be begun anew for."""
+def _whole(
+    opened: Callable[[Config], T], aside: Callable[[Config], None], config: Config, *, mend: bool
+) -> tuple[T, str]:
+    """What is opened, and the state that it had to be begun anew for."""
     try:
-        return opened(), ""
+        return opened(config), ""
     except IdentityMismatch as exc:
         if not mend:
             raise
         log.warning("mending state=%s why=%s", exc.state, exc.message)
-        log.warning("put aside file=%s", put_aside(path))
-        return opened(), exc.state
+        aside(config)
+        return opened(config), exc.state
 
 
 def _ledger(config: Config) -> SqliteLedger:
     return SqliteLedger(config.ledger_path, embedding_cache_bytes=config.ledger.embedding_cache_bytes)
 
 
-def _stream(config: Config) -> SqliteStream:
-    return SqliteStream(
-        config.stream_path, max_bytes=config.stream.max_bytes, retention_s=config.stream.retention_h * 3600
-    )
+def _ledger_aside(config: Config) -> None:
+    log.warning("put aside file=%s", put_aside(config.ledger_path))
 
 
-def _checked_stream(config: Config, ledger: Ledger) -> SqliteStream:
-    stream = _stream(config)
+def _checked_stream(config: Config, ledger: Ledger) -> Stream:
+    stream = open_stream(config)
     try:
         stream.check(min(_offsets(ledger)))
     except BaseException:

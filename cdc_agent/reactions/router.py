@@ -18,6 +18,7 @@ from cdc_agent.journal.base import Desk, Reading
 from cdc_agent.reactions.changes import looked_through
 from cdc_agent.retry import Retrier, Stopping
 from cdc_agent.stream.base import Stream
+from cdc_agent.stream.retries import until_answered, until_taken
 
 __all__ = ["CONSUMER", "Router"]
 
@@ -78,7 +79,9 @@ class Router:
 
     def turn(self, wait_s: float) -> None:
         """Look through what there is, and wait for it if there is nothing."""
-        batch = self._stream.read(self._reading.offset, limit=_BATCH, wait_s=wait_s)
+        batch = until_answered(
+            self._retrier, lambda: self._stream.read(self._reading.offset, limit=_BATCH, wait_s=wait_s)
+        )
         events, self._reading = looked_through(
             batch.events, self._reading, batch.next_offset, self._tables, self._database
         )
@@ -104,6 +107,6 @@ class Router:
         hit("agents_read")
         self._retrier.until_done("journal", lambda: self._desk.read_to(self._reading, events), (JournalFull,))
         hit("agents_routed")
-        self._stream.release(CONSUMER, self._reading.offset)
+        until_taken(self._retrier, lambda: self._stream.release(CONSUMER, self._reading.offset))
         self._saved = self._reading
         self._save_at = self._clock() + _REST_S

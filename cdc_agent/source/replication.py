@@ -181,8 +181,9 @@ class ReplicationFeed:
             refused=sqlstate if times > 1 else "",
         )
 
-    def start(self, start_lsn: Lsn) -> None:
-        """Begin streaming commits that end after ``start_lsn``, which must be durable with us already."""
+    def start(self, start_lsn: Lsn, *, acknowledged: Lsn) -> None:
+        """Begin streaming commits that end after ``start_lsn``, which we have up to there. What ends at or before
+        ``acknowledged`` the server may forget."""
         connection = self._opened()
         pgconn = connection.pgconn
         self._start_lsn = start_lsn
@@ -195,7 +196,7 @@ class ReplicationFeed:
         if result.status != pq.ExecStatus.COPY_BOTH:
             raise self._failure(result)
         pgconn.nonblocking = 1
-        self.received_lsn = self._flushed_lsn = start_lsn
+        self.received_lsn, self._flushed_lsn = start_lsn, acknowledged
         self.idle_lsn = Lsn(0)
         self._unanswered = 0
         self._pressed = (0.0, 0.0)

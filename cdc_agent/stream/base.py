@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cdc_agent.errors import IdentityMismatch
 from cdc_agent.events import ChangeEvent, Transaction
 from cdc_agent.lsn import Lsn, Version
 
@@ -16,7 +17,7 @@ __all__ = ["Batch", "Position", "Stream"]
 class Position:
     """How much of the source the stream holds.
 
-    ``captured_lsn``: every commit that ends at or before it is here, so it may be acknowledged to Postgres.
+    ``captured_lsn``: every commit that ends at or before it is here.
     ``partial``: the last change that is here of a commit whose end is not here yet.
     """
 
@@ -39,7 +40,15 @@ class Batch:
 
 
 class Stream(Protocol):
-    """The log. One writer (capture), many readers, each with an offset that it keeps itself."""
+    """The log. One writer (capture), many readers, each with an offset that it keeps itself.
+
+    Where it is another machine's, everything but ``wake`` and what tells a number may raise ``StreamUnavailable``.
+    """
+
+    @property
+    def damage(self) -> IdentityMismatch | None:
+        """What was found damaged, or not to be the stream any more, while it was in use."""
+        ...
 
     def append(self, transactions: Sequence[Transaction], captured_lsn: Lsn | None = None) -> Position:
         """Append whole or partial transactions; durable on return.
@@ -73,7 +82,12 @@ class Stream(Protocol):
         ...
 
     def position(self) -> Position:
-        """What is durable."""
+        """What is durable, and may be read."""
+        ...
+
+    def acknowledgeable(self) -> Lsn:
+        """Everything up to here outlives a loss of power, too, so Postgres may forget it. It follows the position,
+        if need be with time alone, and is never ahead of it; 0 where that is not known yet."""
         ...
 
     def read(self, after_offset: int, *, limit: int, wait_s: float) -> Batch:

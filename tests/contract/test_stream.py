@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
 import sqlite3
 import tempfile
 import threading
@@ -9,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +23,10 @@ from cdc_agent.events import UNCHANGED, Change, ChangeEvent, Column, Op, Relatio
 from cdc_agent.lsn import Lsn, Version
 from cdc_agent.stream import sqlite as sqlite_backend
 from cdc_agent.stream.base import Position, Stream
+from cdc_agent.stream.jetstream import JetStream
+from cdc_agent.stream.nats_link import NatsPlace
 from cdc_agent.stream.sqlite import SqliteStream
+from tests.support.nats import NatsServer
 from tests.support.wait import until
 
 RELATION = Relation(
@@ -31,9 +38,26 @@ RELATION = Relation(
     key=("id",),
 )
 
+
+def jetstream(folder: Path, **settings: Any) -> Stream:
+    name = f"t{crc32(str(folder).encode()):08x}"
+    return JetStream(NatsPlace(urls=(nats_server().url,)), name, **{"hold_s": 0.0, **settings})
+
+
+@functools.cache
+def nats_server() -> NatsServer:
+    """One for the whole session; its streams differ by name."""
+    folder = Path(tempfile.mkdtemp(prefix="cdc-agent-test-nats-"))
+    server = NatsServer(folder, jetstream="max_file_store: 100TB")
+    server.start()
+    atexit.register(lambda: (server.kill(), shutil.rmtree(folder, ignore_errors=True)))
+    return server
+
+
 #: How each backend is opened on a folder: to add one, name it here.
 BACKENDS: dict[str, Callable[..., Stream]] = {
     "sqlite": lambda folder, **settings: SqliteStream(folder / "stream.db", **settings),
+    "jetstream": jetstream,
 }
 
 
@@ -455,8 +479,7 @@ class TestWaiting:
 
 def waiters(stream: Stream) -> Sequence[object]:
     """Threads that wait inside of the stream."""
-    assert isinstance(stream, SqliteStream), "say here how waiting readers of this backend are counted"
-    return list(stream._moved._waiters)  # type: ignore[attr-defined]
+    return list(stream._news._moved._waiters)  # type: ignore[attr-defined]
 
 
 # -- retention ----------------------------------------------------------------------------------------------------

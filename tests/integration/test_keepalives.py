@@ -32,7 +32,7 @@ def test_a_connection_with_nothing_to_acknowledge_exchanges_a_handful_of_message
         status_interval_s=1.0,
     )
     feed.open()
-    feed.start(start)
+    feed.start(start, acknowledged=start)
     pg.execute("insert into items select generate_series(1, 100)")
 
     # When it is left alone for a while.

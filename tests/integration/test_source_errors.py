@@ -38,14 +38,14 @@ def test_a_server_that_refuses_to_stream_is_asked_again_and_then_believed(pg: Da
     for _ in range(3):
         refused.append(feed.open().refused)
         with pytest.raises(SourceUnavailable, match="refuses to stream"):
-            feed.start(Lsn(8))
+            feed.start(Lsn(8), acknowledged=Lsn(8))
 
     # Then each refusal may be tried again, and the second one running is told to who checks
     assert refused == ["", "", "42704"]
 
     # When it is asked from elsewhere, then that is forgotten
     with pytest.raises(SourceUnavailable):
-        feed.start(Lsn(16))
+        feed.start(Lsn(16), acknowledged=Lsn(16))
     assert feed.open().refused == ""
     feed.close()
 

@@ -125,7 +125,7 @@ class Server:
     def verify(self, _: ServerIdentity) -> None:
         self._verified = True
 
-    def start(self, start_lsn: Lsn) -> None:
+    def start(self, start_lsn: Lsn, *, acknowledged: Lsn) -> None:
         assert self._verified, "I9: START without a look at who the server is"
         begin = max(start_lsn, self.confirmed_lsn) if self._rewound is None else self._rewound
         self._rewound = None

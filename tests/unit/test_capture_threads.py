@@ -65,7 +65,7 @@ class Feed:
     def open(self) -> ServerIdentity:
         return ServerIdentity(system_id="7", timeline=1, flush_lsn=Lsn(10**9))
 
-    def start(self, lsn: Lsn) -> None:
+    def start(self, lsn: Lsn, *, acknowledged: Lsn) -> None:
         self.started.append(lsn)
 
     def poll(self, timeout_s: float) -> Sequence[Transaction]:

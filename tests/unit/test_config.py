@@ -552,3 +552,47 @@ def test_an_unknown_key_of_a_webhook_is_named_with_the_nearest_one(write):
     error = error_of(write("webhooks: {hub: {kind: github, secrt: s}}\n"))
 
     assert "did you mean webhooks.hub.secret?" in error.message
+
+
+# NATS.
+
+NATS = "stream:\n  backend: jetstream\n  url: {url}\n{more}"
+
+
+def test_a_stream_on_nats_needs_a_server(write):
+    config = load(write(NATS.format(url="nats://127.0.0.1:4222", more="  user: u\n  password: p\n  ca_file: ./ca\n")))
+
+    assert config.stream.urls == ("nats://127.0.0.1:4222",)
+    assert config.stream.ca_file.is_absolute()
+    assert "p" not in str(config.stream.password)
+
+
+def test_a_cluster_has_several(write):
+    config = load(write(NATS.format(url="tls://a.example:4222, tls://b.example:4222", more="")))
+
+    assert config.stream.urls == ("tls://a.example:4222", "tls://b.example:4222")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stream: {backend: jetstream}\n", "url is missing"),
+        (NATS.format(url="nats://nats.example:4222", more=""), "leads to another machine without TLS"),
+        (NATS.format(url="nats://127.0.0.1:1,nats://nats.example:2", more=""), "leads to another machine without TLS"),
+        (NATS.format(url="nats://name:secret@127.0.0.1:4222", more=""), "stream.url"),
+        (NATS.format(url="nats://127.0.0.1:4222", more="  password: p\n"), "user is missing"),
+        (NATS.format(url="nats://127.0.0.1:4222", more="  user: u\n  token: t\n"), "has user and token"),
+        (NATS.format(url="nats://127.0.0.1:4222", more="  name: a.b\n"), "stream.name"),
+    ],
+)
+def test_a_stream_on_nats_that_cannot_work_is_refused(write, text, message):
+    error = error_of(write(text))
+
+    assert message in error.message
+    assert "secret" not in str(error)
+
+
+def test_another_machine_without_tls_may_be_allowed(write):
+    config = load(write(NATS.format(url="nats://nats.example:4222", more="  insecure: true\n")))
+
+    assert config.stream.urls == ("nats://nats.example:4222",)

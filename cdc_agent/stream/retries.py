@@ -1,0 +1,23 @@
+"""How calls of a stream are repeated: one that is full and one whose server is away are problems of their own names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from cdc_agent.errors import StreamFull, StreamUnavailable
+from cdc_agent.retry import Retrier
+
+__all__ = ["until_answered", "until_taken"]
+
+T = TypeVar("T")
+
+
+def until_answered(retrier: Retrier, call: Callable[[], T]) -> T:
+    """What a question returns, however long its server is away. Raises ``Stopping``, or any other error."""
+    return retrier.until_done("stream_server", call, (StreamUnavailable,))
+
+
+def until_taken(retrier: Retrier, call: Callable[[], T]) -> T:
+    """The same for what is written, which needs room, too."""
+    return until_answered(retrier, lambda: retrier.until_done("stream", call, (StreamFull,)))
