@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +13,13 @@ from typing import Any
 import psycopg
 import pytest
 
+from cdc_agent.stream.jetstream import remove
+from cdc_agent.stream.nats_link import NatsLink, NatsPlace
 from tests.support.daemon import DaemonProcess
 from tests.support.nats import NatsServer
 from tests.support.oracle import assert_index_equals_table
 from tests.support.postgres import Database
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.wait import until
 
 NewDaemon = Callable[..., DaemonProcess]
@@ -64,14 +69,6 @@ def writing(pg: Database) -> Iterator[Callable[[], int]]:
         thread.join(20)
 
 
-def confirmed(pg: Database) -> str:
-    return str(
-        pg.execute("select confirmed_flush_lsn::text from pg_replication_slots where slot_name = %s", (pg.slot_name,))[
-            0
-        ][0]
-    )
-
-
 def named(daemon: DaemonProcess) -> set[str]:
     return {problem["name"] for problem in daemon.problems() or []}
 
@@ -98,6 +95,7 @@ def test_commits_are_found_by_way_of_nats_also_after_a_restart(
     assert not (daemon.folder / "state" / "stream.sqlite").exists()
 
 
+@pytest.mark.fault("killed-around-an-acknowledgement")
 @pytest.mark.parametrize("place", ["after_recv", "before_append", "after_append", "before_ack", "after_ack"])
 def test_killed_where_capture_may_die_nothing_is_lost_or_doubled(
     docs: Database, nats: NatsServer, new_daemon: NewDaemon, place: str
@@ -122,6 +120,7 @@ def test_killed_where_capture_may_die_nothing_is_lost_or_doubled(
 
 
 @pytest.mark.chaos
+@pytest.mark.fault("nats-away")
 def test_nats_killed_under_writes_is_named_and_waited_for(
     docs: Database, nats: NatsServer, new_daemon: NewDaemon
 ) -> None:
@@ -142,4 +141,220 @@ def test_nats_killed_under_writes_is_named_and_waited_for(
             nats.start()
             daemon.wait_ready()
 
+    assert_index_equals_table(daemon, docs)
+
+
+@pytest.mark.chaos
+@pytest.mark.fault("nats-away")
+def test_a_network_that_swallows_everything_is_named_and_waited_for(
+    docs: Database, nats: NatsServer, new_daemon: NewDaemon
+) -> None:
+    with TcpProxy(nats.port) as proxy:
+        daemon = new_daemon(docs, collections=[DOCS], stream=on(nats, url=f"nats://127.0.0.1:{proxy.port}"))
+        daemon.start()
+        with writing(docs):
+            # When nothing comes through, and then connections are reset while some does
+            proxy.blackhole()
+            until(lambda: "stream_server" in named(daemon), 30, "the outage to be named")
+            proxy.let_through()
+            daemon.wait_ready()
+            for n in range(5):
+                proxy.cut_after(500 + 333 * n)
+                cuts = proxy.cuts
+                until(lambda cuts=cuts: proxy.cuts > cuts, 20, "a cut")
+
+        # Then nothing is lost or doubled
+        assert_index_equals_table(daemon, docs)
+        daemon.kill()
+
+
+def test_a_daemon_stops_in_order_while_nats_is_away_and_does_not_start_without_it(
+    docs: Database, nats: NatsServer, new_daemon: NewDaemon
+) -> None:
+    daemon = new_daemon(docs, collections=[DOCS], stream=on(nats))
+    daemon.start()
+    nats.kill()
+    docs.execute("update docs set n = 1")
+    until(lambda: "stream_server" in named(daemon), 30, "the outage to be named")
+
+    assert daemon.terminate(25) == 0
+    daemon.start(ready=False)
+    assert daemon.wait_exit() == 75
+    assert "NATS at nats://127.0.0.1" in daemon.log
+
+    nats.start()
+    daemon.start()
+    assert_index_equals_table(daemon, docs)
+
+
+# -- what Postgres may forget -------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("nats-loses-power")
+def test_a_commit_is_found_at_once_and_forgotten_by_postgres_when_it_is_safe(
+    docs: Database, nats: NatsServer, new_daemon: NewDaemon
+) -> None:
+    # Given a server that may lose the last seconds
+    daemon = new_daemon(docs, collections=[DOCS], stream=on(nats, hold_back_s=8))
+    daemon.start()
+    assert_index_equals_table(daemon, docs)
+
+    # When a row changes, it is found before the slot has moved past it
+    began = time.monotonic()
+    docs.execute("update docs set body = 'an aardvark' where id = 7")
+    written = docs.execute("select pg_current_wal_lsn()::text")[0][0]
+    daemon.wait_applied(written)
+    assert daemon.search("docs", "an aardvark")[0]["text"] == "an aardvark"
+    assert time.monotonic() - began < 8, "the machine is too slow for this test"
+    assert not passed(docs, written)
+
+    # Then it is forgotten in time, while nobody writes
+    until(lambda: passed(docs, written), 30, "the slot to move past it")
+    assert time.monotonic() - began >= 8
+
+
+def test_neither_postgres_nor_the_daemon_waits_at_its_end_for_what_is_held_back(
+    private_pg: Database, nats: NatsServer, new_daemon: NewDaemon
+) -> None:
+    # Given changes that Postgres must keep for an hour
+    private_pg.execute("create table docs (id int primary key, n int, body text)")
+    daemon = new_daemon(private_pg, collections=[DOCS], stream=on(nats, hold_back_s=3600))
+    daemon.start()
+    private_pg.execute("insert into docs select i, 0, 'body of ' || i from generate_series(1, 50) i")
+    written = private_pg.execute("select pg_current_wal_lsn()::text")[0][0]
+    daemon.wait_applied(written)
+
+    # When the server stops, it is done soon; when it is back, so are we
+    began = time.monotonic()
+    private_pg.server.stop("fast")
+    assert time.monotonic() - began < 10
+    private_pg.server.start()
+    daemon.wait_ready()
+    private_pg.execute("update docs set n = 2")
+    assert_index_equals_table(daemon, private_pg)
+
+    # When the daemon stops, it is done soon, and the slot is where it was
+    began = time.monotonic()
+    assert daemon.terminate() == 0
+    assert time.monotonic() - began < 10
+    assert not passed(private_pg, written)
+
+    # Then a restart goes on behind what is there, and keeps holding back
+    daemon.start()
+    private_pg.execute("update docs set n = 3")
+    assert_index_equals_table(daemon, private_pg)
+    assert daemon.metric("cdc_agent_chunks_embedded_total") == 0
+    assert not passed(private_pg, written)
+
+
+def passed(pg: Database, lsn: str) -> bool:
+    """Whether Postgres may forget what was written up to there."""
+    return bool(
+        pg.execute(
+            "select confirmed_flush_lsn >= %s::pg_lsn from pg_replication_slots where slot_name = %s",
+            (lsn, pg.slot_name),
+        )[0][0]
+    )
+
+
+# -- full, gone, replaced -----------------------------------------------------------------------------------------
+
+
+def test_a_stream_that_is_full_on_its_server_stops_reading_and_goes_on(
+    docs: Database, nats: NatsServer, new_daemon: NewDaemon
+) -> None:
+    # Given a stream that an operator has limited to nothing more
+    daemon = new_daemon(docs, collections=[DOCS], stream=on(nats))
+    daemon.start()
+    limit_stream(nats, 1)
+
+    # When rows change, then that is named, and Postgres keeps them
+    docs.execute("update docs set n = n + 1")
+    until(lambda: "stream" in named(daemon), 30, "the full stream to be named")
+    assert daemon.metric("cdc_agent_stream_full") == 1
+
+    # And it goes on by itself when there is room
+    limit_stream(nats, 1 << 30)
+    daemon.wait_ready()
+    assert_index_equals_table(daemon, docs)
+    assert daemon.metric("cdc_agent_stream_full") == 0
+
+
+def limit_stream(nats: NatsServer, most_bytes: int) -> None:
+    """As ``nats stream edit`` does."""
+    link = NatsLink(NatsPlace(urls=(nats.url,)))
+
+    async def limit() -> None:
+        config = (await link.js.stream_info("cdc_agent")).config
+        config.max_bytes = most_bytes
+        await link.js.update_stream(config)
+
+    link.call(limit)
+    link.close()
+
+
+@pytest.mark.fault("stream-damaged")
+def test_a_stream_that_was_removed_is_refused_or_begun_anew(
+    docs: Database, nats: NatsServer, new_daemon: NewDaemon
+) -> None:
+    # Given a daemon whose stream somebody removed while it was away
+    daemon = new_daemon(docs, collections=[DOCS], stream=on(nats))
+    daemon.start()
+    assert_index_equals_table(daemon, docs)
+    assert daemon.terminate() == 0
+    remove(NatsPlace(urls=(nats.url,)), "cdc_agent")
+    docs.execute("update docs set body = 'another' where id = 3")
+
+    # When it is started, then it says so and stops, unless it is told to mend that
+    daemon.start(ready=False)
+    assert daemon.wait_exit() == 78
+    assert "STREAM_LOST: " in daemon.log
+    daemon.configure(source={"on_mismatch": "resync"})
+    daemon.start()
+    assert_index_equals_table(daemon, docs)
+    assert daemon.metric("cdc_agent_chunks_embedded_total") == 1
+
+
+@pytest.mark.fault("stream-damaged")
+def test_a_stream_that_is_removed_under_a_daemon_is_begun_anew(
+    docs: Database, nats: NatsServer, new_daemon: NewDaemon
+) -> None:
+    daemon = new_daemon(docs, collections=[DOCS], stream=on(nats), source={"on_mismatch": "resync"})
+    daemon.start()
+    assert_index_equals_table(daemon, docs)
+
+    remove(NatsPlace(urls=(nats.url,)), "cdc_agent")
+    docs.execute("update docs set body = 'another' where id = 3")
+
+    until(lambda: "mended state=STREAM_LOST" in daemon.log, 60, "the stream to be begun anew")
+    daemon.wait_ready()
+    assert_index_equals_table(daemon, docs)
+    docs.execute("update docs set body = 'a third' where id = 4")
+    assert_index_equals_table(daemon, docs)
+
+
+@pytest.mark.fault("nats-loses-power")
+def test_a_server_that_lost_its_last_minutes_with_its_power_is_named_and_mended(
+    docs: Database, nats: NatsServer, new_daemon: NewDaemon, tmp_path: Path
+) -> None:
+    # Given a NATS server that comes back as it was a while ago, in which it had acknowledged more
+    daemon = new_daemon(docs, collections=[DOCS], stream=on(nats), source={"on_mismatch": "resync"})
+    daemon.start()
+    assert_index_equals_table(daemon, docs)
+    nats.kill()
+    shutil.copytree(nats.store, tmp_path / "older")
+    nats.start()
+    daemon.wait_ready()
+    docs.execute("update docs set body = 'acknowledged ' || id where id > 40")
+    docs.execute("delete from docs where id < 5")
+    assert_index_equals_table(daemon, docs)
+    nats.kill()
+    shutil.rmtree(nats.store)
+    shutil.copytree(tmp_path / "older", nats.store)
+    nats.start()
+
+    # When it goes on, then that is noticed, and nothing is missing
+    docs.execute("update docs set body = 'later' where id = 20")
+    until(lambda: "mended state=STREAM_LOST" in daemon.log, 60, "the loss to be noticed")
+    daemon.wait_ready()
     assert_index_equals_table(daemon, docs)

@@ -234,8 +234,8 @@ def test_a_disk_that_is_full_is_a_full_stream_and_goes_on(tmp_path: Path) -> Non
         # Then nothing of what was refused is there, and it goes on as soon as somebody has read
         assert versions(stream)[-1][0] == 100 + 10 * (head // 2 - 1)
         stream.release("one", head - 2)
-        stream.append([transaction(5_000, 1)])
-        assert versions(stream)[-1] == (5_000, 1)
+        stream.append([transaction(5_000, 1, 2, size=200_000)])
+        assert versions(stream)[-1] == (5_000, 2)
         stream.close()
 
 
