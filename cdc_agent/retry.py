@@ -45,6 +45,10 @@ class Retrier:
         self._health = health
         self._backoff = backoff
 
+    def paced(self, backoff: Backoff) -> Retrier:
+        """The same with other pauses."""
+        return Retrier(self._stop, self._health, backoff)
+
     def until_done(
         self, name: str, call: Callable[[], T], retry_on: tuple[type[CdcAgentError], ...], *, once: bool = False
     ) -> T:

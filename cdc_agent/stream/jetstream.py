@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from cdc_agent.errors import IdentityMismatch, StreamError, StreamFull
+from cdc_agent.errors import IdentityMismatch, StreamError, StreamFull, StreamUnavailable
 from cdc_agent.events import ChangeEvent, Transaction
 from cdc_agent.lsn import Lsn
 from cdc_agent.stream import marks, progress
@@ -37,6 +37,8 @@ LOST_HINT = (
 _PRUNE_INTERVAL_S = 30.0
 #: Of what the server takes in one message, this much is left for its header.
 _HEADER_BYTES = 16 * 1024
+#: A stream that lacks what it acknowledged is looked at again for this long before that is believed.
+_DOUBT_S = 5.0
 
 
 class JetStream:
@@ -63,6 +65,8 @@ class JetStream:
         self._wall_clock = wall_clock
         #: What was found to be another stream while it was in use.
         self.damage: IdentityMismatch | None = None
+        self._clock = clock
+        self._behind_since: float | None = None
         self._held = HoldBack(hold_s, clock)
         self._news = News()
         self._write_lock = threading.Lock()
@@ -100,9 +104,7 @@ class JetStream:
             raise self._lost("was removed")
         newest = self._log.message(state.last) if state.first <= state.last else None
         mark = newest.mark if newest is not None else Mark()
-        replaced = self._at.ledger not in ("", mark.ledger)
-        if self._last and (replaced or mark.head < self._at.head or state.last < self._last):
-            raise self._lost("is not as it was left: emptied, put back from an older copy, or another one")
+        self._compare(state, mark)
         if state.last != self._last:
             self._pages.forget()
         self._last = state.last
@@ -110,6 +112,22 @@ class JetStream:
         self._move(mark, ago_s=state.age_s)
         self._drop_void(state)
         self._look_below()
+
+    def _compare(self, state: State, mark: Mark) -> None:
+        """Raise unless what is there now has come from what was there before."""
+        if self._last and self._at.ledger not in ("", mark.ledger):
+            raise self._lost("belongs to another ledger now")
+        if mark.head >= self._at.head and state.last >= self._last:
+            self._behind_since = None
+            return
+        if self._behind_since is None:
+            self._behind_since = self._clock()
+        if self._clock() - self._behind_since < _DOUBT_S:
+            raise StreamUnavailable(
+                f"the stream {self._name} on JetStream is behind what it has acknowledged",
+                hint="a new leader of a cluster may be for a moment; it is looked at again",
+            )
+        raise self._lost("has lost what it had acknowledged: emptied, an older copy, or its server lost its power")
 
     def _move(self, mark: Mark, *, ago_s: float = 0.0) -> None:
         self._at = mark
@@ -297,6 +315,9 @@ class JetStream:
             events.extend(entry.block.events(start, stop, entry.first))
             applied = max(applied, entry.block.complete_lsn(stop))
             offset = entry.first + stop - 1
+        if wait_s > 0 and not events:
+            # Nobody may have written, or nobody could.
+            self._link.check_connected()
         if offset >= head:
             applied = max(applied, position.captured_lsn)
         return Batch(events=events, next_offset=offset, applied_lsn=applied, head_offset=head)

@@ -107,7 +107,7 @@ class NatsLink:
     def check_connected(self) -> None:
         """Raise rather than let the client keep for later what should be known now."""
         if not self.client.is_connected:
-            raise nats.errors.ConnectionClosedError
+            raise self.explained(nats.errors.ConnectionClosedError())
 
     def close(self) -> None:
         """Drop the connection at once."""

@@ -6,16 +6,18 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from cdc_agent.errors import StreamFull, StreamUnavailable
-from cdc_agent.retry import Retrier
+from cdc_agent.retry import Backoff, Retrier
 
 __all__ = ["until_answered", "until_taken"]
 
 T = TypeVar("T")
+#: Whoever waits for a commit waits for this as well, once the server is back.
+_BACKOFF = Backoff(initial_s=0.1, maximum_s=2.0)
 
 
 def until_answered(retrier: Retrier, call: Callable[[], T]) -> T:
     """What a question returns, however long its server is away. Raises ``Stopping``, or any other error."""
-    return retrier.until_done("stream_server", call, (StreamUnavailable,))
+    return retrier.paced(_BACKOFF).until_done("stream_server", call, (StreamUnavailable,))
 
 
 def until_taken(retrier: Retrier, call: Callable[[], T]) -> T:

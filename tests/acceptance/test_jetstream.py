@@ -168,6 +168,18 @@ def test_a_network_that_swallows_everything_is_named_and_waited_for(
         daemon.kill()
 
 
+@pytest.mark.fault("nats-away")
+def test_an_outage_is_named_while_nobody_writes(docs: Database, nats: NatsServer, new_daemon: NewDaemon) -> None:
+    daemon = new_daemon(docs, collections=[DOCS], stream=on(nats), retry={"maximum_s": 60.0})
+    daemon.start()
+    assert_index_equals_table(daemon, docs)
+
+    nats.kill()
+    until(lambda: "stream_server" in named(daemon), 30, "the outage to be named")
+    nats.start()
+    daemon.wait_ready()
+
+
 def test_a_daemon_stops_in_order_while_nats_is_away_and_does_not_start_without_it(
     docs: Database, nats: NatsServer, new_daemon: NewDaemon
 ) -> None:

@@ -9,6 +9,7 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -309,8 +310,7 @@ def test_any_parts_any_crash_any_redelivery_come_to_the_same_sequence(
     commits, connections = given_
     backend = data.draw(st.sampled_from(sorted(BACKENDS)))
     wanted = [(100 * (n + 1), ordinal) for n, ordinals in enumerate(commits) for ordinal in ordinals]
-    with tempfile.TemporaryDirectory() as folder:
-        opener = Opener(backend, Path(folder))
+    with tempfile.TemporaryDirectory() as folder, closing(Opener(backend, Path(folder))) as opener:
         stream = opener()
         for connection, cuts in enumerate(connections):
             # Given a connection that starts at the stream's position, or earlier: a server may have rewound
@@ -335,7 +335,6 @@ def test_any_parts_any_crash_any_redelivery_come_to_the_same_sequence(
 
         # Then the stream holds every change once and in order, whatever the limit of a read
         found = everything(stream, limit=data.draw(st.integers(1, 7)))
-        opener.close()
     assert versions(found) == wanted
     assert [e.offset for e in found] == list(range(1, len(wanted) + 1))
 
@@ -568,9 +567,9 @@ class TestRetention:
     @settings(max_examples=15, deadline=None)
     @given(data=st.data())
     def test_retention_never_passes_the_slowest_consumer(self, data: st.DataObject) -> None:
-        with tempfile.TemporaryDirectory() as folder:
+        backend = data.draw(st.sampled_from(sorted(BACKENDS)))
+        with tempfile.TemporaryDirectory() as folder, closing(Opener(backend, Path(folder))) as opener:
             clock = Clock()
-            opener = Opener(data.draw(st.sampled_from(sorted(BACKENDS))), Path(folder))
             retention_s = data.draw(st.sampled_from([0.0, 50.0, 10_000.0]))
             stream = opener(max_bytes=5_000, retention_s=retention_s, wall_clock=clock)
             offsets = {"one": 0, "two": 0}
@@ -590,7 +589,6 @@ class TestRetention:
                         stream.release(name, offsets[name])
                 assert stream.first_offset() <= min(offsets.values()) + 1
                 assert stream.size_bytes() <= 5_000
-            opener.close()
 
 
 class TestFull:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -19,10 +21,12 @@ from cdc_agent.lsn import Lsn
 from cdc_agent.stream.jetstream import JetStream, remove
 from cdc_agent.stream.nats_link import NatsPlace
 from cdc_agent.stream.nats_server import SyncFacts, sync_facts
+from tests.support.daemon import free_port
 from tests.support.nats import NatsServer, found_old
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.wait import until
 
+T = TypeVar("T")
 Open = Callable[..., JetStream]
 
 RELATION = Relation(
@@ -183,6 +187,67 @@ def test_a_network_cut_anywhere_loses_and_doubles_nothing(server: NatsServer, op
 
 
 @pytest.mark.chaos
+def test_a_cluster_whose_leaders_are_killed_has_each_change_once(tmp_path: Path) -> None:
+    # Given three servers that keep three copies
+    routes = [free_port() for _ in range(3)]
+    others = ", ".join(f"nats://127.0.0.1:{port}" for port in routes)
+    servers = [
+        NatsServer(
+            tmp_path / f"n{n}",
+            options=f"server_name: n{n}\ncluster {{ name: c, listen: 127.0.0.1:{port}, routes: [{others}] }}",
+        )
+        for n, port in enumerate(routes)
+    ]
+    with contextlib.ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(server)
+        place = NatsPlace(urls=tuple(server.url for server in servers), timeout_s=3.0)
+        stream = answered(lambda: JetStream(place, "docs", replicas=3, hold_s=0.0))
+        stack.callback(stream.close)
+
+        # When one after the other is killed
+        with appending(stream):
+            for n, entries in enumerate((3_000, 9_000, 15_000, 22_000)):
+                until(lambda n=entries: stream.head_offset() >= n, 60, "entries")  # type: ignore[misc]
+                servers[n % 3].kill()
+                servers[n % 3].start()
+
+        # Then each change is there once
+        assert answered(lambda: versions(stream)) == WANTED
+        answered(lambda: stream.check(0))
+
+
+def answered(ask: Callable[[], T]) -> T:
+    """What is answered once there is a leader."""
+    got: list[T] = []
+
+    def asked() -> bool:
+        with contextlib.suppress(StreamUnavailable):
+            got.append(ask())
+        return bool(got)
+
+    until(asked, 60, "a leader")
+    return got[0]
+
+
+def test_an_outage_is_noticed_by_who_waits_for_news(server: NatsServer, open_stream: Open) -> None:
+    # Given a stream that nobody writes to, whose server dies
+    stream = open_stream()
+    assert stream.read(0, limit=1, wait_s=0.01).events == []
+    server.kill()
+
+    # Then who waits for news hears of it, and of its end
+    def away() -> bool:
+        with contextlib.suppress(StreamUnavailable):
+            return bool(stream.read(0, limit=1, wait_s=0.01).events)
+        return True
+
+    until(away, 20, "the outage to be noticed")
+    server.start()
+    until(lambda: not away(), 20, "the server to be back")
+
+
+@pytest.mark.chaos
 def test_a_writer_killed_anywhere_leaves_what_the_next_one_goes_on_from(server: NatsServer, open_stream: Open) -> None:
     # Given a process that appends, and is killed at a different moment each time
     stream = open_stream()
@@ -327,6 +392,39 @@ def test_a_stream_made_for_something_else_is_refused(open_stream: Open) -> None:
 
     with pytest.raises(StreamError, match="did not make"):
         JetStream(stream._link.place, "orders", hold_s=0.0)
+
+
+def test_a_stream_that_lost_what_it_acknowledged_is_looked_at_again_before_that_is_believed(
+    server: NatsServer, open_stream: Open, tmp_path: Path
+) -> None:
+    # Given a server that comes back without the last commit
+    clock = Clock()
+    stream = open_stream(clock=clock)
+    stream.append([transaction(100, 1)])
+    server.kill()
+    shutil.copytree(server.store, tmp_path / "older")
+    server.start()
+    until(lambda: _taken(stream, transaction(200, 1)), 20, "the commit to be taken")
+    server.kill()
+    shutil.rmtree(server.store)
+    shutil.copytree(tmp_path / "older", server.store)
+    server.start()
+
+    # When it is looked at, then it may be a replica that is behind
+    until(lambda: "is behind what it has acknowledged" in _refusal(stream), 20, "the loss to be noticed")
+
+    # But not for ever
+    clock.now += 6
+    with pytest.raises(IdentityMismatch, match="has lost what it had acknowledged"):
+        stream.append([transaction(300, 1)])
+
+
+def _refusal(stream: JetStream) -> str:
+    try:
+        stream.append([transaction(300, 1)])
+    except StreamUnavailable as exc:
+        return exc.message
+    return ""
 
 
 # -- what may be acknowledged -------------------------------------------------------------------------------------
