@@ -54,6 +54,7 @@ CHUNKS_EMBEDDED = _counter("chunks_embedded", "Chunk texts that the model embedd
 CHUNKS_CACHED = _counter("chunks_cached", "New chunks whose vector was in the embedding cache.")
 CHUNKS_UNCHANGED = _counter("chunks_unchanged", "Chunks that kept their vector through a change.")
 CHUNKS_DELETED = _counter("chunks_deleted", "Chunks removed from the index.")
+UNFINDABLE = _counter("unfindable_documents", "Documents that no search found, which were written anew.", "collection")
 METADATA_UPDATES = _counter("metadata_updates", "Chunks whose metadata alone was written.")
 OVERTAKEN = _counter("overtaken", "Documents written ahead of others that wait for the model.")
 EMBED_BATCH_SECONDS = _histogram("embed_batch_seconds", "Time the model took for one batch of texts.", _SHORT_S)

@@ -48,7 +48,9 @@ from cdc_agent.resync import PageBoard, ResyncRunner
 from cdc_agent.retry import Retrier
 from cdc_agent.signals import Signals
 from cdc_agent.source.visibility import everything_visible
+from cdc_agent.storekeeper import Reach, Reached
 from cdc_agent.stream.base import Stream
+from cdc_agent.vectorstore.wear import Wear
 
 __all__ = ["build"]
 
@@ -96,6 +98,7 @@ class _Wiring:
         self._health = Health()
         self._recent = Recent()
         self._board = PageBoard()
+        self._wear = Wear()
         self._capture: Capture | None = None
 
     # -- ends -------------------------------------------------------------------------------------------------
@@ -175,6 +178,7 @@ class _Wiring:
             self._keeper,
             self._recent,
             self._traces,
+            self._wear,
         )
         self._indexer = Consumers(make=make, ledger=ledger, stream=self._stream, feeds=self._feeds.streams)
 
@@ -278,6 +282,16 @@ class _Wiring:
             stop=self._stop,
             feeds=[(one.reader, indexer.progress_of(one.table)) for one in feeds.feeds],
         )
+        reader = Readers(self._reader, feeds)
+        self._reach = Reach(
+            ledger=ledger,
+            store=self._store,
+            wear=self._wear,
+            collections=lambda: [Reached(one.physical, one.collection.table) for one in indexer.working],
+            key_columns=lambda table: len(reader.key_names(table)),
+            request=self._resync.request,
+            stop=self._stop,
+        )
         connect_timeout_s = self._config.source.connect_timeout_s
         self._copies = FirstCopies(
             consumers=indexer,
@@ -351,6 +365,7 @@ class _Wiring:
             store_watch=store_watch(
                 self._config, self._keeper, self._indexer, self._chroma, self._files, self._health, self._stop
             ),
+            reach=self._reach,
             indexer=self._indexer,
             recent=self._recent,
             traces=self._traces,

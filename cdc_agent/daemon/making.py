@@ -26,6 +26,7 @@ from cdc_agent.stream.base import Stream
 from cdc_agent.tracing import Traces
 from cdc_agent.vectorstore.base import VectorStore
 from cdc_agent.vectorstore.watched import WatchedStore
+from cdc_agent.vectorstore.wear import Wear
 from cdc_agent.verify.ends import Audited
 
 __all__ = ["audited", "indexers", "retrier", "serving"]
@@ -75,6 +76,7 @@ def indexers(
     keeper: StoreGuard,
     recent: Recent,
     traces: Traces,
+    wear: Wear,
 ) -> MakeIndexer:
     def make(agent: str, served: Sequence[Served], stop: threading.Event, health: Health) -> Indexer:
         # All generations of one agent are of one model (see ``generations``).
@@ -89,7 +91,7 @@ def indexers(
             writer=IndexWriter(
                 agent=agent,
                 ledger=ledger,
-                store=WatchedStore(store),
+                store=WatchedStore(store, wear=wear),
                 collections=collections,
                 fingerprint=fingerprint,
             ),

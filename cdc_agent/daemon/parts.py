@@ -29,7 +29,7 @@ from cdc_agent.resync import ResyncRunner
 from cdc_agent.source.catalog import Catalog
 from cdc_agent.source.replication import ReplicationFeed
 from cdc_agent.source.rows import SqlRowReader
-from cdc_agent.storekeeper import StoreWatch
+from cdc_agent.storekeeper import Reach, StoreWatch
 from cdc_agent.stream.base import Stream
 from cdc_agent.tables import TableGuard
 from cdc_agent.tracing import Traces
@@ -59,6 +59,7 @@ class Daemon:
     shapes: TableGuard
     slot_watch: SlotWatch
     store_watch: StoreWatch
+    reach: Reach
     indexer: Consumers
     recent: Recent
     traces: Traces

@@ -167,6 +167,7 @@ class _Running:
         daemon.indexer.start(self._threads)
         self._threads.start("resync", daemon.resync.run)
         self._threads.start("store", daemon.store_watch.run)
+        self._threads.start("reach", daemon.reach.run)
         self._threads.start("tables", daemon.shapes.run)
         self._threads.start("verify", daemon.verify.run)
         daemon.copies.run(self._threads)

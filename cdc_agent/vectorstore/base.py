@@ -96,6 +96,12 @@ class VectorStore(Protocol):
         """The ``k`` nearest records, best first. ``where`` uses Chroma's operators."""
         ...
 
+    def neighbours(
+        self, collection: str, vectors: Sequence[npt.NDArray[np.float32]], *, k: int
+    ) -> list[list[tuple[str, float]]]:
+        """For each vector what ``query`` finds, as ids and scores alone."""
+        ...
+
     def get(self, collection: str, ids: Sequence[str], *, with_embeddings: bool = False) -> list[Record]:
         """The records that exist, in no promised order."""
         ...

@@ -198,6 +198,18 @@ class ChromaStore:
             for record_id, text, metadata, distance in zip(*columns, strict=True)
         ]
 
+    def neighbours(
+        self, collection: str, vectors: Sequence[npt.NDArray[np.float32]], *, k: int
+    ) -> list[list[tuple[str, float]]]:
+        if not vectors or k <= 0:
+            return [[] for _ in vectors]
+        act = methodcaller("query", query_embeddings=list(vectors), n_results=k, include=["distances"])
+        found = self._with(collection, act)
+        return [
+            [(record_id, 1.0 - distance) for record_id, distance in zip(ids, distances, strict=True)]
+            for ids, distances in zip(found["ids"], found["distances"], strict=True)
+        ]
+
     def get(self, collection: str, ids: Sequence[str], *, with_embeddings: bool = False) -> list[Record]:
         include = ["documents", "metadatas", *(["embeddings"] if with_embeddings else [])]
         records: list[Record] = []

@@ -124,6 +124,11 @@ class MemoryStore:
         hits = [_hit(record, vector) for record in kept]
         return sorted(hits, key=lambda hit: -hit.score)[: max(k, 0)]
 
+    def neighbours(
+        self, collection: str, vectors: Sequence[npt.NDArray[np.float32]], *, k: int
+    ) -> list[list[tuple[str, float]]]:
+        return [[(hit.id, hit.score) for hit in self.query(collection, vector, k=k)] for vector in vectors]
+
     def get(self, collection: str, ids: Sequence[str], *, with_embeddings: bool = False) -> list[Record]:
         with self._lock:
             found = self._find(collection)

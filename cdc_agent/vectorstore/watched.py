@@ -19,6 +19,7 @@ from cdc_agent.documents.model import MetadataValue
 from cdc_agent.errors import StoreUnavailable
 from cdc_agent.vectorstore.base import Hit, Record, VectorStore
 from cdc_agent.vectorstore.records import CollectionDamaged, StoreFailing, StoreHungUp
+from cdc_agent.vectorstore.wear import Wear
 
 __all__ = ["WatchedStore", "damage"]
 
@@ -37,8 +38,11 @@ _PAUSE_S = 0.3
 class WatchedStore:
     """See ``vectorstore.base.VectorStore``. For the writer of a collection; safe for several threads."""
 
-    def __init__(self, store: VectorStore, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, store: VectorStore, *, wear: Wear | None = None, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self._store = store
+        self._wear = wear or Wear()
         self._sleep = sleep
         self._lock = threading.Lock()
         self._failures: dict[str, int] = {}
@@ -103,17 +107,24 @@ class WatchedStore:
 
     def upsert(self, collection: str, records: Sequence[Record]) -> None:
         self._watched(collection, lambda: self._store.upsert(collection, records))
+        self._wear.note_written(collection)
 
     def update_metadata(self, collection: str, metadata_by_id: Mapping[str, Mapping[str, MetadataValue]]) -> None:
         self._watched(collection, lambda: self._store.update_metadata(collection, metadata_by_id))
 
     def delete(self, collection: str, ids: Sequence[str]) -> None:
         self._watched(collection, lambda: self._store.delete(collection, ids))
+        self._wear.note_deleted(collection, len(ids))
 
     def query(
         self, collection: str, vector: npt.NDArray[np.float32], *, k: int, where: Mapping[str, Any] | None = None
     ) -> list[Hit]:
         return self._watched(collection, lambda: self._store.query(collection, vector, k=k, where=where))
+
+    def neighbours(
+        self, collection: str, vectors: Sequence[npt.NDArray[np.float32]], *, k: int
+    ) -> list[list[tuple[str, float]]]:
+        return self._watched(collection, lambda: self._store.neighbours(collection, vectors, k=k))
 
     def get(self, collection: str, ids: Sequence[str], *, with_embeddings: bool = False) -> list[Record]:
         return self._watched(collection, lambda: self._store.get(collection, ids, with_embeddings=with_embeddings))

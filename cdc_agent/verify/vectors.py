@@ -15,7 +15,9 @@ import numpy.typing as npt
 from cdc_agent.documents.model import text_hash
 from cdc_agent.embedding.base import Embedder, Vectors
 from cdc_agent.errors import EmbedderUnavailable, PoisonText, StoreUnavailable
-from cdc_agent.vectorstore.base import Hit, Record
+from cdc_agent.vectorstore.base import Record
+from cdc_agent.vectorstore.finding import unfound
+from cdc_agent.vectorstore.records import pages
 from cdc_agent.verify.comparison import Place
 from cdc_agent.verify.defects import Defect, Kind
 from cdc_agent.verify.ends import Audited, Ends
@@ -27,11 +29,8 @@ log = logging.getLogger(__name__)
 
 #: The least cosine similarity of a stored vector to that of its text; batches of other shapes differ in the last bits.
 _ALIKE = 0.999
-#: A chunk must be among this many nearest to its own vector; asked a second time with more, because the index is
-#: approximate.
-_NEAREST = (10, 100)
-#: Hits as close as the chunk itself hide it rightfully: they hold the same text.
-_AS_CLOSE = 1e-4
+#: Chunks that one call searches for.
+_SEARCHES_PER_CALL = 100
 #: Failures in a row of a store that answers pings, until its vectors count as unreadable.
 _TRIES = 4
 _FIRST_PAUSE_S = 0.25
@@ -84,15 +83,17 @@ class VectorCheck:
         chunks = [c for c in chunks if text_hash(held[c.chunk_id].text) == c.text_hash]
         fresh = self._embed(self._collections[collection].embedder, [held[c.chunk_id].text for c in chunks])
         wrong: list[Defect] = []
+        right: dict[str, npt.NDArray[np.float32]] = {}
         for chunk, again in zip(chunks, fresh, strict=True):
-            self._ends.check_stop()
             stored = held[chunk.chunk_id].embedding
             if stored is None or again is None:
                 continue
-            if not _cosine(stored, again) >= _ALIKE:
+            if _cosine(stored, again) >= _ALIKE:
+                right[chunk.chunk_id] = stored
+            else:
                 wrong.append(_defect(chunk, "the vector is not that of the text"))
-            elif not self._is_found(collection, chunk.chunk_id, stored):
-                wrong.append(_defect(chunk, "a search with its own vector does not find it"))
+        lost = set(self._unfound(collection, right))
+        wrong += [_defect(c, "a search with its own vector does not find it") for c in chunks if c.chunk_id in lost]
         live = self._ends.ledger.live(collection, [defect.chunk_id for defect in wrong])
         return [defect for defect in wrong if defect.chunk_id in live]
 
@@ -115,11 +116,14 @@ class VectorCheck:
     def _embedded(self, embedder: Embedder, texts: Sequence[str]) -> Vectors:
         return self._ends.retrier.until_done("verify", lambda: embedder.embed(texts), (EmbedderUnavailable,))
 
-    def _is_found(self, collection: str, chunk_id: str, vector: npt.NDArray[np.float32]) -> bool:
-        return any(
-            _shows(self._patiently(lambda k=k: self._ends.store.query(collection, vector, k=k)), chunk_id, k)  # type: ignore[misc]
-            for k in _NEAREST
-        )
+    def _unfound(self, collection: str, vectors: Mapping[str, npt.NDArray[np.float32]]) -> list[str]:
+        """Page by page, so that no call of the store is long."""
+        lost: list[str] = []
+        for page in pages(list(vectors), _SEARCHES_PER_CALL):
+            self._ends.check_stop()
+            part = {chunk_id: vectors[chunk_id] for chunk_id in page}
+            lost += self._patiently(lambda part=part: unfound(self._ends.store, collection, part))  # type: ignore[misc]
+        return lost
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """Waits while the store is away; raises ``StoreUnavailable`` when it is there and fails again and again."""
@@ -134,12 +138,6 @@ class VectorCheck:
                     raise
                 self._ends.stop.wait(_FIRST_PAUSE_S * 2**failures)
                 self._ends.check_stop()
-
-
-def _shows(hits: Sequence[Hit], chunk_id: str, k: int) -> bool:
-    if any(hit.id == chunk_id for hit in hits):
-        return True
-    return len(hits) == k and hits[-1].score >= 1.0 - _AS_CLOSE
 
 
 def _cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:

@@ -318,6 +318,19 @@ class TestWrites:
 
 
 class TestSearch:
+    def test_many_vectors_are_looked_for_in_one_call(self, store: VectorStore, name: str) -> None:
+        store.upsert(name, [record("west", WEST), record("ne", NORTH_EAST), record("north", NORTH)])
+
+        # When two directions are looked for, and none
+        found = store.neighbours(name, [vector(EAST), vector(WEST)], k=2)
+
+        # Then each has its neighbours, nearest first
+        assert [[(i, round(score, 4)) for i, score in near] for near in found] == [
+            [("ne", 0.6), ("north", 0.0)],
+            [("west", 1.0), ("north", 0.0)],
+        ]
+        assert store.neighbours(name, [], k=2) == []
+
     def test_the_nearest_come_first_with_cosine_similarity_as_score(self, store: VectorStore, name: str) -> None:
         # Given records in four directions, one of them long
         store.upsert(
