@@ -16,7 +16,9 @@ CdcAgentError
 │   ├── StreamFull             configured bytes are used up                       retryable
 │   └── StreamUnavailable      its server does not answer (JetStream)             retryable
 ├── LedgerError                the durable state of agents
-│   └── LedgerFull             no space on its disk                              retryable
+│   ├── LedgerUnavailable      its server refused, lost, stopping                retryable
+│   │   └── LedgerFull         no space on its disk                              retryable
+│   └── FlipOutdated           another process works for the same agent          exit 75
 ├── JournalError               the events that are kept for ever
 │   └── JournalFull            no space on its disk                              retryable
 ├── AgentError                 what a handler asks for cannot be
@@ -48,11 +50,13 @@ __all__ = [
     "EmbedderUnavailable",
     "EmbeddingError",
     "FeedUnavailable",
+    "FlipOutdated",
     "IdentityMismatch",
     "JournalError",
     "JournalFull",
     "LedgerError",
     "LedgerFull",
+    "LedgerUnavailable",
     "LlmError",
     "LlmUnavailable",
     "NotPermitted",
@@ -202,10 +206,26 @@ class LedgerError(CdcAgentError):
     """The ledger cannot be read or written."""
 
 
-class LedgerFull(LedgerError):
-    """The disk under the ledger is full; nothing was changed."""
+class LedgerUnavailable(LedgerError):
+    """The ledger's server cannot be reached, went away, or refuses us for now.
+
+    What was asked for may have been done or not; to ask for it again does no harm.
+    """
 
     retryable = True
+    exit_code = EXIT_TRY_AGAIN
+
+
+class LedgerFull(LedgerUnavailable):
+    """The disk under the ledger is full; nothing was changed."""
+
+    exit_code = 1
+
+
+class FlipOutdated(LedgerError):
+    """Another process wrote for the same agent, and what a flip builds on is no more; nothing was changed."""
+
+    exit_code = EXIT_TRY_AGAIN
 
 
 class JournalError(CdcAgentError):

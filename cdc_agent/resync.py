@@ -22,7 +22,7 @@ from typing import TypeVar
 import orjson
 
 from cdc_agent import metrics
-from cdc_agent.errors import LedgerFull, RenderError, SourceError
+from cdc_agent.errors import LedgerUnavailable, RenderError, SourceError
 from cdc_agent.events import Change, Op, RawRow, Row, Transaction
 from cdc_agent.failpoints import hit
 from cdc_agent.ledger.base import Ledger, Resync
@@ -168,7 +168,7 @@ class ResyncRunner:
     def request(self, resync: Resync) -> Resync:
         """Record a resync durably and start on it as soon as the earlier ones are done."""
         wanted = replace(resync, started_at=time.time())
-        started = self._retrier.until_done("ledger", lambda: self._ledger.start_resync(wanted), (LedgerFull,))
+        started = self._retrier.until_done("ledger", lambda: self._ledger.start_resync(wanted), (LedgerUnavailable,))
         self.notify()
         return started
 
@@ -262,7 +262,7 @@ class ResyncRunner:
         return begun
 
     def _save(self, resync: Resync) -> None:
-        self._retrier.until_done("ledger", lambda: self._ledger.save_resync(resync), (LedgerFull,))
+        self._retrier.until_done("ledger", lambda: self._ledger.save_resync(resync), (LedgerUnavailable,))
 
     def _goes_on(self, resync: Resync) -> bool:
         """Whether nobody paused or cancelled it."""

@@ -36,7 +36,7 @@ from cdc_agent.agents.rereading import reread
 from cdc_agent.agents.vectors import Vectorizer
 from cdc_agent.agents.watermark import Watermark
 from cdc_agent.agents.writing import IndexWriter, PlanAgainError, Prepared, TaintedError
-from cdc_agent.errors import CdcAgentError, LedgerFull, RenderError, StoreUnavailable, VectorStoreError
+from cdc_agent.errors import CdcAgentError, LedgerUnavailable, RenderError, StoreUnavailable, VectorStoreError
 from cdc_agent.events import ChangeEvent
 from cdc_agent.failpoints import hit
 from cdc_agent.ledger.base import Checkpoint, DeadLetter, Ledger, Resync
@@ -473,7 +473,9 @@ class Indexer:
         while self._mender is not None and not self._suspects.empty():
             suspect = self._suspects.get_nowait()
             if self._writer_retrier.until_done(
-                "vectorstore", functools.partial(self._mender.mend_if_needed, suspect), (StoreUnavailable, LedgerFull)
+                "vectorstore",
+                functools.partial(self._mender.mend_if_needed, suspect),
+                (StoreUnavailable, LedgerUnavailable),
             ):
                 self._failed = PlanAgainError("a collection was built again in the store")
 
@@ -486,7 +488,7 @@ class Indexer:
             if self._mender is None:
                 raise
             self._writer_retrier.until_done(
-                "vectorstore", functools.partial(self._mender.mend, exc), (StoreUnavailable, LedgerFull)
+                "vectorstore", functools.partial(self._mender.mend, exc), (StoreUnavailable, LedgerUnavailable)
             )
             self._failed = PlanAgainError("a collection was built again in the store")
 
@@ -550,7 +552,7 @@ class Indexer:
                 lambda name=collection: self._ledger.prune_tombstones(  # type: ignore[misc]
                     name, below_xid=below_xid, up_to=checkpoint.applied_lsn
                 ),
-                (LedgerFull,),
+                (LedgerUnavailable,),
             )
 
     def _collect(self) -> None:
@@ -559,7 +561,7 @@ class Indexer:
     def _prune_vectors(self) -> None:
         """Vectors that belong to nobody go, once no resync may still want them."""
         if not any(resync.open for resync in self._ledger.resyncs()):
-            self._writer_retrier.until_done("ledger", self._ledger.prune_vectors, (LedgerFull,))
+            self._writer_retrier.until_done("ledger", self._ledger.prune_vectors, (LedgerUnavailable,))
 
 
 def _stages(prepared: Prepared, written_from_ns: int) -> Stages:

@@ -24,7 +24,7 @@ from cdc_agent import metrics
 from cdc_agent.agents.parking import dead_letter, still_indexed
 from cdc_agent.agents.planning import Collection, Plan, chunk_metadata
 from cdc_agent.documents.model import MetadataValue
-from cdc_agent.errors import CdcAgentError, LedgerFull, StoreRejected, StoreUnavailable
+from cdc_agent.errors import CdcAgentError, LedgerUnavailable, StoreRejected, StoreUnavailable
 from cdc_agent.failpoints import hit
 from cdc_agent.ledger.base import Checkpoint, DeadLetter, Flip, Ledger, Manifest, NewChunks, Resync
 from cdc_agent.lsn import Lsn
@@ -147,7 +147,7 @@ class IndexWriter:
                 lambda: self._ledger.begin_write(
                     new, agent=self._agent, touched=touched, fingerprint=self._fingerprint, vectors=remember
                 ),
-                (LedgerFull,),
+                (LedgerUnavailable,),
                 # Who is to stop keeps what was embedded: it is paid for.
                 once=True,
             )
@@ -201,7 +201,7 @@ class IndexWriter:
             resyncs=prepared.resyncs,
             suspected=sorted(prepared.suspected),
         )
-        retrier.until_done("ledger", lambda: self._ledger.flip(flip), (LedgerFull,))
+        retrier.until_done("ledger", lambda: self._ledger.flip(flip), (LedgerUnavailable,))
         hit("after_flip")
         with self._lock:
             self._tainted |= prepared.suspected
@@ -310,7 +310,7 @@ class IndexWriter:
             hit("after_gc")
 
     def _clear_garbage(self, items: Sequence[tuple[str, str]], retrier: Retrier) -> None:
-        retrier.until_done("ledger", lambda: self._ledger.clear_garbage(items), (LedgerFull,))
+        retrier.until_done("ledger", lambda: self._ledger.clear_garbage(items), (LedgerUnavailable,))
 
     def sweep(self, retrier: Retrier) -> int:
         """Delete ids from the store that nothing names: requests of an earlier life that landed late."""

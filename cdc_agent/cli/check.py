@@ -27,7 +27,7 @@ _ANSWER_S = 5.0
 def run(args: argparse.Namespace) -> int:
     """Exit code 1 when a finding is not ok."""
     config = load(args.config)
-    rooms = (_source, _feeds, _state, _embedding, _vectorstore, _http, _secrets, _agents)
+    rooms = (_source, _feeds, _state, _ledger, _embedding, _vectorstore, _http, _secrets, _agents)
     findings = [finding for room in rooms for finding in room(config)]
     failed = sum(not finding.ok for finding in findings)
     if wants_json(args):
@@ -82,7 +82,9 @@ def _feeds(config: Config) -> Iterator[Finding]:
 
 def _state(config: Config) -> Iterator[Finding]:
     """The folders that the daemon writes into."""
-    folders = {config.state_dir, config.stream_path.parent, config.ledger_path.parent}
+    folders = {config.state_dir, config.stream_path.parent}
+    if config.ledger.backend == "sqlite":
+        folders.add(config.ledger_path.parent)
     for folder in sorted(folders):
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
         ok = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
@@ -92,6 +94,12 @@ def _state(config: Config) -> Iterator[Finding]:
             message=f"{folder} is writable" if ok else f"{folder} cannot be written",
             hint="" if ok else f"make {existing} writable for this user, or set state_dir",
         )
+
+
+def _ledger(config: Config) -> Iterator[Finding]:
+    from cdc_agent.daemon.ledgers import ledger_findings
+
+    return ledger_findings(config)
 
 
 def _embedding(config: Config) -> Iterator[Finding]:

@@ -150,13 +150,13 @@ def _recorded(generations: Sequence[Generation], ledger: Ledger) -> list[dict[st
 
 @contextmanager
 def _ledger(config: Config) -> Iterator[Ledger]:
-    from cdc_agent.ledger.sqlite import SqliteLedger
+    from cdc_agent.daemon.ledgers import ledger_is_there, ledger_place, open_ledger
 
-    if not config.ledger_path.exists():
+    if not ledger_is_there(config):
         raise UsageError(
-            f"there is no ledger at {config.ledger_path}", hint="nothing was built yet: cdc-agent run builds it"
+            f"there is no ledger at {ledger_place(config)}", hint="nothing was built yet: cdc-agent run builds it"
         )
-    ledger = SqliteLedger(config.ledger_path, embedding_cache_bytes=config.ledger.embedding_cache_bytes)
+    ledger = open_ledger(config)
     try:
         yield ledger
     finally:

@@ -23,6 +23,7 @@ __all__ = ["load"]
 #: Keys that may also be given as ``<key>_file``.
 SECRETS: tuple[Location, ...] = (
     ("source", "dsn"),
+    ("ledger", "dsn"),
     ("embedding", "api_key"),
     ("stream", "password"),
     ("stream", "token"),
@@ -35,6 +36,7 @@ _PATHS: tuple[tuple[str, str], ...] = (
     ("stream", "token_file"),
     ("stream", "credentials_file"),
     ("ledger", "path"),
+    ("ledger", "dsn_file"),
     ("embedding", "api_key_file"),
     ("vectorstore", "path"),
     ("http", "tokens_file"),

@@ -39,6 +39,7 @@ def loose_files(config: Config) -> list[LooseFile]:
 def _files(config: Config) -> Iterator[tuple[str, Path]]:
     files = {
         "source.dsn_file": config.source.dsn_file,
+        "ledger.dsn_file": config.ledger.dsn_file,
         "embedding.api_key_file": config.embedding.api_key_file,
         "http.tokens_file": config.http.tokens_file,
         "stream.password_file": config.stream.password_file,

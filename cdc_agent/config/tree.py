@@ -38,11 +38,31 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 ENV_PREFIX = "CDC_AGENT_"
 ENV_DELIMITER = "__"
 _NATS_URL = re.compile(r"(nats|tls)://[^/?#@,\s]+")
+#: Longer names are cut by Postgres.
+_MOST_NAME_BYTES = 63
 _COLLECTION_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+
+
+def _checked_dsn(dsn: Secret, *, insecure: bool, section: str) -> Secret:
+    """The same DSN, which on its way to another machine makes sure whose server answers."""
+    if not is_conninfo(dsn.get_secret_value()):
+        raise wrong(
+            "is not a Postgres connection string",
+            hint="write postgresql://user:password@host:5432/dbname (percent-encode special characters) "
+            "or host=... dbname=... user=...",
+        )
+    if insecure:
+        return dsn
+    if mode := unverified(dsn.get_secret_value()):
+        raise wrong(
+            f"leads to another machine with sslmode={mode}, which does not check whose server it is",
+            hint=f"say sslmode=verify-full (the default) and sslrootcert=FILE, or set {section}.insecure to true",
+        )
+    return Secret(verified(dsn.get_secret_value()))
 
 
 class SourceConfig(_Section):
@@ -70,20 +90,7 @@ class SourceConfig(_Section):
     @field_validator("dsn")
     @classmethod
     def _is_conninfo_and_verified(cls, dsn: Secret, info: ValidationInfo) -> Secret:
-        if not is_conninfo(dsn.get_secret_value()):
-            raise wrong(
-                "is not a Postgres connection string",
-                hint="write postgresql://user:password@host:5432/dbname (percent-encode special characters) "
-                "or host=... dbname=... user=...",
-            )
-        if info.data.get("insecure"):
-            return dsn
-        if mode := unverified(dsn.get_secret_value()):
-            raise wrong(
-                f"leads to another machine with sslmode={mode}, which does not check whose server it is",
-                hint="say sslmode=verify-full (the default) and sslrootcert=FILE, or set source.insecure to true",
-            )
-        return Secret(verified(dsn.get_secret_value()))
+        return _checked_dsn(dsn, insecure=bool(info.data.get("insecure")), section="source")
 
     @property
     def redacted_dsn(self) -> str:
@@ -166,12 +173,42 @@ class StreamConfig(_Section):
 
 
 class LedgerConfig(_Section):
-    backend: Literal["sqlite"] = "sqlite"
-    """Where the durable state of agents lives."""
+    backend: Literal["sqlite", "postgres"] = "sqlite"
+    """Where the durable state of agents lives: a file, or a schema of a Postgres database."""
     path: Path | None = None
-    """File of the ledger. Default: `ledger.sqlite` in `state_dir`."""
+    """File of the ledger (sqlite only). Default: `ledger.sqlite` in `state_dir`."""
+    insecure: bool = False
+    """Connect without checking the server's certificate, or without TLS, to a server on another machine."""
+    dsn: Secret | None = None
+    """Connection string of the ledger's database, which may be the source's (postgres only). Required with it."""
+    dsn_file: Path | None = None
+    """File that holds the connection string, instead of `dsn`."""
+    schema_name: str = Field(default="cdc_agent", min_length=1, max_length=63)
+    """Schema of the ledger's tables, made if it is not there (postgres only). One for each daemon."""
     embedding_cache_bytes: int = Field(default=256 * 1024**2, ge=0)
     """Most bytes of vectors kept by content, so that a text seen before is not embedded again; 0 keeps none."""
+
+    @field_validator("dsn")
+    @classmethod
+    def _is_conninfo_and_verified(cls, dsn: Secret | None, info: ValidationInfo) -> Secret | None:
+        return dsn and _checked_dsn(dsn, insecure=bool(info.data.get("insecure")), section="ledger")
+
+    @field_validator("schema_name")
+    @classmethod
+    def _is_no_schema_of_others(cls, name: str) -> str:
+        if len(name.encode()) > _MOST_NAME_BYTES or "\0" in name:
+            raise wrong("is no name for a schema", hint="at most 63 bytes, and no NUL")
+        if name.startswith("pg_") or name in ("public", "information_schema"):
+            raise wrong(f"{name} is not ours to fill", hint="give the ledger a schema of its own")
+        return name
+
+    @model_validator(mode="after")
+    def _postgres_has_a_database(self) -> Self:
+        if self.backend == "postgres" and self.dsn is None:
+            raise wrong("is required with backend postgres", key="dsn", hint="set ledger.dsn or ledger.dsn_file")
+        if self.backend == "sqlite" and self.dsn is not None:
+            raise wrong("is for backend postgres", key="dsn", hint="set ledger.backend to postgres, or take it out")
+        return self
 
 
 class EmbeddingConfig(_Section):

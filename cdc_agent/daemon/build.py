@@ -1,4 +1,4 @@
-"""Wires the daemon. With ``models``, ``making``, ``stores`` and ``sources`` the only place that names backends."""
+"""Wires the daemon. With ``ledgers``, ``models``, ``making``, ``stores`` and ``sources`` it alone names backends."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cdc_agent.daemon.consumers import Consumers, Served, resync_targets
 from cdc_agent.daemon.feeds import open_feeds, read_again
 from cdc_agent.daemon.first_copies import FirstCopies
 from cdc_agent.daemon.generations import Embedders, planned, remembered_specs
+from cdc_agent.daemon.ledgers import refuse_to_follow_itself, wait_for_its_server
 from cdc_agent.daemon.mail import open_mail
 from cdc_agent.daemon.making import audited, indexers, retrier, serving
 from cdc_agent.daemon.migrations import Migrations, complete_drops, leave_unconfigured, settle_all
@@ -106,8 +107,10 @@ class _Wiring:
     def open_state(self) -> None:
         """What lies in the state folder."""
         config = self._config
+        refuse_to_follow_itself(config)
         self._files = open_state(config)
         self._ledger, self._stream = self._files.ledger, self._files.stream
+        wait_for_its_server(self._ledger, self._retrier())
         self._agents = load_agents(config.agents)
         self._mail = open_mail(config, wanted=bool(config.agents or config.mqtt))
         journal = self._mail.journal if self._mail else None

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from cdc_agent.daemon.consumers import Consumers, Served
 from cdc_agent.daemon.threads import Threads
-from cdc_agent.errors import LedgerFull, SourceError
+from cdc_agent.errors import LedgerUnavailable, SourceError
 from cdc_agent.failpoints import hit
 from cdc_agent.ledger.base import Ledger, Resync
 from cdc_agent.migrate.copying import CopyProgress, copy_of, progress_of
@@ -63,7 +63,7 @@ class FirstCopies:
             if self.progress(served).state == "waiting":
                 hit("migrate_before_copy")
                 self._await_visible()
-            self._retrier.until_done("ledger", lambda: self._ask_for_copy(served), (LedgerFull,))
+            self._retrier.until_done("ledger", lambda: self._ask_for_copy(served), (LedgerUnavailable,))
             self._notify()
         except Stopping:
             log.debug("copy not begun")

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -26,7 +27,7 @@ from cdc_agent.daemon.parts import Daemon
 from cdc_agent.daemon.service import DaemonService
 from cdc_agent.daemon.state_files import condemn
 from cdc_agent.daemon.threads import Threads
-from cdc_agent.errors import CdcAgentError, DaemonUnavailable, IdentityMismatch, SourceUnavailable
+from cdc_agent.errors import CdcAgentError, DaemonUnavailable, IdentityMismatch, LedgerUnavailable, SourceUnavailable
 from cdc_agent.identity import StartOver
 from cdc_agent.web.app import create_app
 from cdc_agent.web.server import HttpServer
@@ -188,9 +189,11 @@ class _Running:
             self._daemon.health.clear("chroma_server")
         watermark = self._daemon.indexer.watermark
         metrics.APPLIED_LSN.set(watermark.applied_lsn)
-        metrics.DEAD_LETTERS.set(sum(self._daemon.ledger.dead_letter_counts().values()))
-        self._daemon.guard.tell()
-        self._daemon.migrations.tell()
+        # While the ledger's server is away, the loops that wait for it say so.
+        with suppress(LedgerUnavailable):
+            metrics.DEAD_LETTERS.set(sum(self._daemon.ledger.dead_letter_counts().values()))
+            self._daemon.guard.tell()
+            self._daemon.migrations.tell()
         if self._daemon.agency is not None:
             self._daemon.agency.tell()
         if self._daemon.sagas is not None:

@@ -12,19 +12,23 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cdc_agent import metrics
 from cdc_agent.agents.indexer import AGENT
 from cdc_agent.config import Config
+from cdc_agent.daemon.ledgers import ledger_place, open_ledger, put_ledger_aside
 from cdc_agent.daemon.streams import open_stream, put_stream_aside
 from cdc_agent.errors import IdentityMismatch
 from cdc_agent.ledger.base import Checkpoint, Ledger
-from cdc_agent.ledger.sqlite import SqliteLedger
 from cdc_agent.migrate.names import follows_feed
 from cdc_agent.reactions.router import CONSUMER
-from cdc_agent.sqlite_file import DAMAGED_HINT, put_aside
+from cdc_agent.sqlite_file import DAMAGED_HINT
 from cdc_agent.stream.base import Stream
+
+if TYPE_CHECKING:
+    from cdc_agent.ledger.postgres import PostgresLedger
+    from cdc_agent.ledger.sqlite import SqliteLedger
 
 __all__ = ["FEED_CORRUPT", "StateFiles", "condemn", "open_state"]
 
@@ -43,7 +47,7 @@ class StateFiles:
     """``new_life``: there was a ledger before this one. ``predecessor`` is its uuid, if that is known; the stream keeps
     it until it is tied to the new one, once the store is ours."""
 
-    ledger: SqliteLedger
+    ledger: SqliteLedger | PostgresLedger
     stream: Stream
     new_life: bool = False
     predecessor: str = ""
@@ -70,7 +74,7 @@ def condemn(config: Config, found: IdentityMismatch) -> bool:
     if found.state == FEED_CORRUPT:
         # Its own opening begins it anew: all of it can be asked for again.
         return True
-    ways = {"LEDGER_CORRUPT": _ledger_aside, "STREAM_CORRUPT": put_stream_aside, "STREAM_LOST": put_stream_aside}
+    ways = {"LEDGER_CORRUPT": put_ledger_aside, "STREAM_CORRUPT": put_stream_aside, "STREAM_LOST": put_stream_aside}
     if found.state not in ways or config.source.on_mismatch != "resync":
         return False
     log.warning("mending state=%s why=%s", found.state, found.message)
@@ -79,7 +83,7 @@ def condemn(config: Config, found: IdentityMismatch) -> bool:
 
 
 def _opened(config: Config, *, mend: bool) -> StateFiles:
-    ledger, corrupt = _whole(_ledger, _ledger_aside, config, mend=mend)
+    ledger, corrupt = _whole(open_ledger, put_ledger_aside, config, mend=mend)
     try:
         stream, lost = _whole(lambda c: _checked_stream(c, ledger), put_stream_aside, config, mend=mend)
         if not lost and (found := _not_its_stream(ledger, stream)):
@@ -90,8 +94,8 @@ def _opened(config: Config, *, mend: bool) -> StateFiles:
         if not lost and (found := _older_ledger(ledger, stream)):
             _refuse_or_log(found, mend=mend)
             ledger.close()
-            _ledger_aside(config)
-            ledger = _ledger(config)
+            put_ledger_aside(config)
+            ledger = open_ledger(config)
     except BaseException:
         ledger.close()
         raise
@@ -102,7 +106,7 @@ def _opened(config: Config, *, mend: bool) -> StateFiles:
         stream.tie(ledger.uuid)
     elif predecessor and stream.position().captured_lsn and not mend:
         raise IdentityMismatch(
-            "LEDGER_LOST", f"the stream belongs to a ledger that is not in {config.ledger_path}", hint=DAMAGED_HINT
+            "LEDGER_LOST", f"the stream belongs to a ledger that is not in {ledger_place(config)}", hint=DAMAGED_HINT
         )
     if predecessor and not lost:
         # A new ledger knows nothing of later generations; nobody waits for their agents.
@@ -125,14 +129,6 @@ def _whole(
         log.warning("mending state=%s why=%s", exc.state, exc.message)
         aside(config)
         return opened(config), exc.state
-
-
-def _ledger(config: Config) -> SqliteLedger:
-    return SqliteLedger(config.ledger_path, embedding_cache_bytes=config.ledger.embedding_cache_bytes)
-
-
-def _ledger_aside(config: Config) -> None:
-    log.warning("put aside file=%s", put_aside(config.ledger_path))
 
 
 def _checked_stream(config: Config, ledger: Ledger) -> Stream:

@@ -6,9 +6,20 @@ import logging
 import threading
 from collections.abc import Callable
 
-__all__ = ["Threads"]
+from cdc_agent.retry import Stopping
+
+__all__ = ["Threads", "in_a_loop"]
 
 log = logging.getLogger(__name__)
+
+
+class _Loop(threading.Thread):
+    """A thread of the daemon's own, which may wait as long as it takes."""
+
+
+def in_a_loop() -> bool:
+    """Whether who asks is one of the daemon's loops, and no request that somebody waits for."""
+    return isinstance(threading.current_thread(), _Loop)
 
 
 class Threads:
@@ -22,7 +33,7 @@ class Threads:
 
     def start(self, name: str, body: Callable[[], None], *, vital: bool = True) -> threading.Thread:
         """The end of a vital thread is the end of the daemon; any other may end, but not fail."""
-        thread = threading.Thread(target=self._guarded, args=(name, body, vital), name=name, daemon=True)
+        thread = _Loop(target=self._guarded, args=(name, body, vital), name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
         return thread
@@ -36,6 +47,8 @@ class Threads:
     def _guarded(self, name: str, body: Callable[[], None], vital: bool) -> None:
         try:
             body()
+        except Stopping:
+            log.debug("thread stopped name=%s", name)
         except BaseException as exc:
             with self._lock:
                 self.failure = self.failure or exc

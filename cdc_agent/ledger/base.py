@@ -25,6 +25,7 @@ __all__ = [
     "Resync",
     "SourceIdentity",
     "SourceTable",
+    "is_fresh",
 ]
 
 
@@ -166,6 +167,12 @@ class Resync:
         return self.state in ("running", "paused")
 
 
+def is_fresh(running: Resync, wanted: Resync) -> bool:
+    """Whether a running resync reads all that is wanted and has not read any of it yet."""
+    whole = not (running.keys or running.predicate) and set(wanted.collections) <= set(running.collections)
+    return whole and running.table == wanted.table and running.snapshot is None and running.last_key is None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flip:
     """One commit point: everything in it becomes true at once.
@@ -200,7 +207,13 @@ class NewChunks:
 
 
 class Ledger(Protocol):
-    """Durable on return, one writer at a time, safe to call from several threads."""
+    """Durable on return, safe to call from several threads.
+
+    A file has one process. A ledger that several processes share (``ledger.postgres``) keeps all of this for all of
+    them together, on two conditions: one agent's work is given to one process at a time, and no document is written by
+    two agents of one collection. Who breaks the first because it was thought to be dead does no harm: see ``flip``.
+    Where a server is away, any method raises ``LedgerUnavailable``; what it was to do may have been done.
+    """
 
     @property
     def uuid(self) -> str:
@@ -325,7 +338,21 @@ class Ledger(Protocol):
         ...
 
     def flip(self, flip: Flip) -> None:
-        """Transaction 2, the commit point. Never moves a checkpoint backward."""
+        """Transaction 2, the commit point. Never moves a checkpoint backward. The same flip may be made again.
+
+        Where several processes write, one that is late (its work was given to another one meanwhile, and it does not
+        know) may record what nobody did yet, and does not undo what anybody did:
+
+        * A manifest older than the known one is left out, tombstones count; so is a dead letter that its document is
+          past, or of which a newer one is known. What was written for it becomes garbage.
+        * A manifest that names a chunk which is neither live nor intended any more was planned on what is gone: nothing
+          of the flip happens, ``FlipOutdated`` says so, and the work is to be planned again from the checkpoint.
+        * The intents of its agent up to ``generation`` are settled, also those of a successor in the middle of a write:
+          that one is refused in its turn, plans again, and nothing is lost.
+
+        What no ledger can prevent is its requests to the store: new ids are swept, metadata written in place over a
+        chunk that lives on stays until the document is written again.
+        """
         ...
 
     def garbage(self, limit: int, collections: Sequence[str] | None = None) -> list[tuple[str, str]]:
@@ -339,7 +366,7 @@ class Ledger(Protocol):
 
     def turn(self, collection: str) -> int:
         """A number that is odd while it may be changing which chunks of a collection are live, and another one after
-        every such change: between two equal even ones nothing changed. Never blocks."""
+        every such change, whoever made it: between two equal even ones nothing changed. Never waits for a writer."""
         ...
 
     def known(self, collection: str, chunk_ids: Iterable[str]) -> set[str]:

@@ -22,6 +22,7 @@ from cdc_agent.ledger.base import (
     Resync,
     SourceIdentity,
     SourceTable,
+    is_fresh,
 )
 from cdc_agent.ledger.file import SQL, LedgerFile
 from cdc_agent.ledger.vectors import VectorCache
@@ -370,7 +371,7 @@ class SqliteLedger(LedgerFile):
             tx.execute(SQL["forget_garbage"], (name,))
             self._vectors.note_orphans(tx)
             running = [rows.resync(row) for row in tx.execute(SQL["resyncs"], (1, None)).fetchall()]
-            begun = next((r.id for r in running if _is_fresh(r, then)), None)
+            begun = next((r.id for r in running if is_fresh(r, then)), None)
             number = begun or tx.execute(SQL["insert_resync"], rows.resync_row(then)).lastrowid
         return next(r for r in self.resyncs() if r.id == number)
 
@@ -426,9 +427,3 @@ class SqliteLedger(LedgerFile):
     def prune_tombstones(self, collection: str, *, below_xid: int, up_to: Lsn) -> None:
         with self._transaction() as tx:
             tx.execute(SQL["prune_tombstones"], (collection, below_xid, int(up_to)))
-
-
-def _is_fresh(running: Resync, wanted: Resync) -> bool:
-    """Whether a running resync reads all that is wanted and has not read any of it yet."""
-    whole = not (running.keys or running.predicate) and set(wanted.collections) <= set(running.collections)
-    return whole and running.table == wanted.table and running.snapshot is None and running.last_key is None

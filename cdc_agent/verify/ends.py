@@ -12,7 +12,7 @@ from cdc_agent.agents import planning
 from cdc_agent.agents.watermark import Progress
 from cdc_agent.documents.model import MetadataValue
 from cdc_agent.embedding.base import Embedder
-from cdc_agent.errors import CdcAgentError, LedgerFull, SourceError, StoreUnavailable
+from cdc_agent.errors import CdcAgentError, LedgerUnavailable, SourceError, StoreUnavailable
 from cdc_agent.events import Row
 from cdc_agent.ledger.base import Ledger, Manifest, Resync
 from cdc_agent.lsn import Lsn
@@ -176,7 +176,7 @@ class Ends:
             pages = self.store.ids(collection)
 
     def in_ledger(self, call: Callable[[], T]) -> T:
-        return self.retrier.until_done("verify", call, (LedgerFull,))
+        return self.retrier.until_done("verify", call, (LedgerUnavailable,))
 
     def check_stop(self) -> None:
         if self.stop.is_set():

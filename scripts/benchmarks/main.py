@@ -15,6 +15,7 @@ import capture
 import freshness
 import idle
 import index
+import ledger
 import memory
 import orjson
 import resync
@@ -29,6 +30,7 @@ MEASUREMENTS: dict[str, Callable[[Sizes], list[Figure]]] = {
     "index": index.measure,
     "freshness": freshness.measure,
     "idle": idle.measure,
+    "ledger": ledger.measure,
     "memory": memory.measure,
     "resync": resync.measure,
     "search": search.measure,

@@ -18,6 +18,7 @@ class Sizes:
     freshness_commits: int
     idle_s: float
     idle_settle_s: float
+    ledger_batches: int
     memory_rows: int
     resync_rows: int
     resync_commits: int
@@ -34,6 +35,7 @@ FULL = Sizes(
     freshness_commits=200,
     idle_s=20.0,
     idle_settle_s=15.0,
+    ledger_batches=400,
     memory_rows=1_000_000,
     resync_rows=200_000,
     resync_commits=200,
@@ -50,6 +52,7 @@ QUICK = Sizes(
     freshness_commits=20,
     idle_s=5.0,
     idle_settle_s=2.0,
+    ledger_batches=40,
     memory_rows=100_000,
     resync_rows=5_000,
     resync_commits=20,

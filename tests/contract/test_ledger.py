@@ -23,6 +23,7 @@ from cdc_agent.ledger.base import (
     Resync,
     SourceIdentity,
 )
+from cdc_agent.ledger.postgres import PostgresLedger
 from cdc_agent.ledger.sqlite import SqliteLedger
 from cdc_agent.lsn import Lsn, Version
 
@@ -31,9 +32,10 @@ C = "articles"
 BEFORE_2 = "drop table writing; update meta set value = '1' where key = 'schema_version'; pragma user_version = 0;"
 AGENT = "indexer"
 
-#: How each backend is opened on a folder: to add one, name it here.
+#: How each backend is opened on a folder or a database: to add one, name it here.
 BACKENDS: dict[str, Callable[..., Ledger]] = {
-    "sqlite": lambda folder, **settings: SqliteLedger(folder / "ledger.db", **settings),
+    "sqlite": lambda place, **settings: SqliteLedger(place / "ledger.db", **settings),
+    "postgres": lambda place, **settings: PostgresLedger(place, **settings),
 }
 
 
@@ -42,14 +44,14 @@ class Opener:
     """Opens one ledger again and again, as a daemon does that is started again."""
 
     backend: str
-    folder: Path
+    place: Path | str
     settings: dict[str, Any] = field(default_factory=dict)
     opened: list[Ledger] = field(default_factory=list)
 
     def __call__(self, **settings: Any) -> Ledger:
         self.close()
         self.settings.update(settings)
-        self.opened.append(BACKENDS[self.backend](self.folder, **self.settings))
+        self.opened.append(BACKENDS[self.backend](self.place, **self.settings))
         return self.opened[-1]
 
     def close(self) -> None:
@@ -59,7 +61,8 @@ class Opener:
 
 @pytest.fixture(params=BACKENDS)
 def open_ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
-    opener = Opener(request.param, tmp_path)
+    on_server = request.param == "postgres"
+    opener = Opener(request.param, request.getfixturevalue("pg").dsn if on_server else tmp_path)
     yield opener
     opener.close()
 
@@ -680,8 +683,12 @@ class TestWhoseVectors:
     def test_a_vector_whose_bytes_flipped_is_not_a_vector(self, open_ledger: Opener) -> None:
         ledger = open_ledger()
         index(ledger, "1", "a")
-        assert isinstance(ledger, SqliteLedger)
-        ledger._writer.execute("update vector_cache set vector = cast(x'00' || substr(vector, 2) as blob)")
+        if isinstance(ledger, SqliteLedger):
+            ledger._writer.execute("update vector_cache set vector = cast(x'00' || substr(vector, 2) as blob)")
+        if isinstance(ledger, PostgresLedger):
+            ledger._write(
+                lambda tx: tx.execute("update vector_cache set vector = overlay(vector placing '\\x00' from 1)")
+            )
 
         assert remembered(ledger, "a") == set()
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import chromadb
 import numpy as np
+import psycopg
 from chromadb.errors import InternalError
+from psycopg import sql
 
 from cdc_agent.config import Config
 from cdc_agent.daemon.models import build_embedder
@@ -151,6 +153,10 @@ def _client(config: Config) -> Iterator[Any]:
 
 def _garbage(config: Config) -> int:
     """Chunks that the ledger still has to delete from the store."""
+    if config.ledger.dsn is not None:
+        with psycopg.connect(config.ledger.dsn.get_secret_value()) as connection:
+            counted = sql.SQL("select count(*) from {}").format(sql.Identifier(config.ledger.schema_name, "garbage"))
+            return int(connection.execute(counted).fetchall()[0][0])
     with closing(open_file(config.ledger_path, LedgerError, read_only=True)) as ledger:
         return int(ledger.execute("select count(*) from garbage").fetchone()[0])
 

@@ -2,5 +2,6 @@
 
 from cdc_agent.source.preflight.examination import check, require
 from cdc_agent.source.preflight.findings import Finding
+from cdc_agent.source.preflight.own_schema import own_tables
 
-__all__ = ["Finding", "check", "require"]
+__all__ = ["Finding", "check", "own_tables", "require"]

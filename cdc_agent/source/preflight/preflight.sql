@@ -209,3 +209,18 @@ order by age desc;
 -- wait_briefly --
 -- For the replication connection, whose own commands (IDENTIFY_SYSTEM and its like) stand in preflight.py. Creating a slot waits for writers under lock_timeout; statement_timeout never fires.
 set lock_timeout = '2s';
+
+-- place --
+-- Which database of the world this is.
+select (pg_control_system()).system_identifier::text as system_id, oid::bigint as database_oid
+from pg_database where datname = current_database();
+
+-- publishes_all --
+select puballtables as all_tables from pg_publication where pubname = %(publication)s;
+
+-- schema_named --
+select oid from pg_namespace where nspname = %(schema)s;
+
+-- published_of_schema --
+select schemaname::text as schema, tablename::text as name
+from pg_publication_tables where pubname = %(publication)s and schemaname = %(schema)s;
