@@ -19,6 +19,7 @@ from cdc_agent.errors import PoisonText
 from cdc_agent.events import Row, Transaction
 from cdc_agent.health import Health
 from cdc_agent.ledger.base import Flip, Ledger, Manifest, Resync
+from cdc_agent.ledger.postgres import PostgresLedger
 from cdc_agent.ledger.sqlite import SqliteLedger
 from cdc_agent.lsn import Version
 from cdc_agent.resync import MESSAGE_PREFIX, PageBoard, _Page
@@ -39,7 +40,7 @@ from tests.support.scripted import (
 )
 from tests.support.wait import until
 
-__all__ = ["CountingEmbedder", "Rig", "WatchedLedger", "an_indexer"]
+__all__ = ["CountingEmbedder", "Rig", "WatchedLedger", "WatchedPostgresLedger", "an_indexer"]
 
 
 _NOTE_FORGOTTEN = """
@@ -49,17 +50,23 @@ begin insert into forgotten values (old.text_hash); end;
 """
 
 
+_NOTE_FORGOTTEN_ON_SERVER = """
+create table if not exists forgotten (text_hash bytea);
+truncate forgotten;
+create or replace function note_forgotten() returns trigger language plpgsql as
+    $$ begin insert into forgotten values (old.text_hash); return null; end $$;
+create or replace trigger note_forgotten after delete on vector_cache for each row execute function note_forgotten();
+"""
+
 _UNUSED = """
 select count(*) from vector_cache c where not exists (select 1 from vector_use u where u.text_hash = c.text_hash)
 """
 
 
-class WatchedLedger(SqliteLedger):
-    """Notes when the version of a document goes backward, and which vectors are forgotten."""
+class Watched:
+    """In front of a ledger's class: notes when the version of a document goes backward."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._writer.executescript(_NOTE_FORGOTTEN)
+    def watch(self) -> None:
         self.backward: list[str] = []
         self._newest: dict[tuple[str, str], Version] = {}
         #: Called after the documents of a relation were read, before the caller gets them.
@@ -70,7 +77,7 @@ class WatchedLedger(SqliteLedger):
 
     def flip(self, flip: Flip) -> None:
         self.before_flip(flip)
-        super().flip(flip)
+        super().flip(flip)  # type: ignore[misc]
         self.after_flip(flip)
         for manifest in flip.manifests:
             place = (manifest.collection, manifest.document_id)
@@ -78,6 +85,20 @@ class WatchedLedger(SqliteLedger):
             if before is not None and manifest.version < before:
                 self.backward.append(f"{manifest.document_id}: {before} -> {manifest.version}")
             self._newest[place] = manifest.version
+
+    def documents_of_relation(self, collection: str, relation_oid: int | None, **page: Any) -> list[str]:
+        found: list[str] = super().documents_of_relation(collection, relation_oid, **page)  # type: ignore[misc]
+        self.after_documents()
+        return found
+
+
+class WatchedLedger(Watched, SqliteLedger):
+    """Notes which vectors are forgotten, too."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.watch()
+        self._writer.executescript(_NOTE_FORGOTTEN)
 
     def forgotten(self) -> Counter[bytes]:
         """How often the vector of each text left the cache."""
@@ -87,10 +108,22 @@ class WatchedLedger(SqliteLedger):
         """Vectors in the cache that no document has a use of, so that none would leave with one."""
         return int(self._writer.execute(_UNUSED).fetchone()[0])
 
-    def documents_of_relation(self, collection: str, relation_oid: int | None, **page: Any) -> list[str]:
-        found = super().documents_of_relation(collection, relation_oid, **page)
-        self.after_documents()
-        return found
+
+class WatchedPostgresLedger(Watched, PostgresLedger):
+    """The same, in a schema of a database."""
+
+    def __init__(self, dsn: str, schema: str) -> None:
+        super().__init__(dsn, schema)
+        self.watch()
+        self._write(lambda tx: tx.execute(_NOTE_FORGOTTEN_ON_SERVER))
+
+    def forgotten(self) -> Counter[bytes]:
+        """How often the vector of each text left the cache in this life."""
+        return Counter(row[0] for row in self._all("select text_hash from forgotten"))
+
+    def unused_vectors(self) -> int:
+        """Vectors in the cache that no document has a use of, so that none would leave with one."""
+        return int(self._one(_UNUSED)[0])
 
 
 class CountingEmbedder(HashingEmbedder):

@@ -22,7 +22,6 @@ from cdc_agent.errors import EmbedderUnavailable, LedgerFull, SourceUnavailable,
 from cdc_agent.events import Change, Transaction
 from cdc_agent.health import Health
 from cdc_agent.ledger.base import Flip, Manifest, Resync
-from cdc_agent.ledger.sqlite import SqliteLedger
 from cdc_agent.lsn import Lsn
 from cdc_agent.resync import PageBoard
 from cdc_agent.retry import Backoff, Retrier
@@ -31,7 +30,7 @@ from cdc_agent.source.replication import ServerIdentity
 from cdc_agent.source.wal2json import Wal2JsonDecoder
 from cdc_agent.stream.base import Batch, Position
 from cdc_agent.stream.sqlite import SqliteStream
-from tests.support.rig import CountingEmbedder, WatchedLedger, an_indexer
+from tests.support.rig import CountingEmbedder, WatchedLedger, WatchedPostgresLedger, an_indexer
 from tests.support.scripted import (
     FaultyStore,
     ScriptedDatabase,
@@ -211,31 +210,50 @@ class Stream(SqliteStream):
         return super().read(after_offset, limit=limit, wait_s=0.0)
 
 
-class Ledger(WatchedLedger):
-    """Its disk is full now and then; another thread may come between two of its reads."""
+class Faulty:
+    """In front of a ledger's class: its disk is full now and then; another thread may come between two of its reads."""
 
-    def __init__(self, path: Path, budget: Budget) -> None:
-        super().__init__(path)
-        self._writer.execute("pragma synchronous = off")
-        self._budget = budget
-        #: Called before manifests are looked up.
-        self.between: Callable[[], None] = lambda: None
+    budget: Budget
+    #: Called before manifests are looked up.
+    between: Callable[[], None] = staticmethod(lambda: None)
 
     def manifests(self, collection: str, document_ids: Any) -> dict[str, Manifest]:
         self.between()
-        return super().manifests(collection, document_ids)
+        return self.as_they_are(collection, document_ids)
+
+    def as_they_are(self, collection: str, document_ids: Any) -> dict[str, Manifest]:
+        """Manifests, and nobody comes in between."""
+        return super().manifests(collection, document_ids)  # type: ignore[misc, no-any-return]
 
     def begin_write(self, *args: Any, **more: Any) -> Any:
         self._fail()
-        return super().begin_write(*args, **more)
+        return super().begin_write(*args, **more)  # type: ignore[misc]
 
     def flip(self, flip: Flip) -> None:
         self._fail()
-        super().flip(flip)
+        super().flip(flip)  # type: ignore[misc]
 
     def _fail(self) -> None:
-        if self._budget.spend("ledger"):
+        if self.budget.spend("ledger"):
             raise LedgerFull("the disk is full")
+
+
+class FileLedger(Faulty, WatchedLedger):
+    def __init__(self, path: Path, budget: Budget) -> None:
+        super().__init__(path)
+        self._writer.execute("pragma synchronous = off")
+        self.budget = budget
+
+
+class ServerLedger(Faulty, WatchedPostgresLedger):
+    """A flip that leaves something out, or is refused, is a mistake: there is one process."""
+
+    def __init__(self, dsn: str, schema: str, budget: Budget) -> None:
+        super().__init__(dsn, schema)
+        self.budget = budget
+
+
+Ledger = FileLedger | ServerLedger
 
 
 class Embedder(CountingEmbedder):
@@ -254,8 +272,11 @@ class Embedder(CountingEmbedder):
 class SlowMotion:
     """``live`` begins a life and ``die`` ends it; database, server, files and store outlive both."""
 
-    def __init__(self, folder: Path, plugin: str = "pgoutput") -> None:
+    def __init__(
+        self, folder: Path, plugin: str = "pgoutput", open_ledger: Callable[[Path, Budget], Ledger] | None = None
+    ) -> None:
         self._folder = folder
+        self._open_ledger = open_ledger or (lambda place, budget: FileLedger(place / "ledger.db", budget))
         self.now = 0.0
         self.budget = Budget()
         self.database = ScriptedDatabase()
@@ -275,7 +296,7 @@ class SlowMotion:
 
     def _open_files(self) -> None:
         self.stream = Stream(self._folder / "stream.db", self.budget)
-        self.ledger = Ledger(self._folder / "ledger.db", self.budget)
+        self.ledger = self._open_ledger(self._folder, self.budget)
 
     def live(self) -> None:
         """A process starts: nothing is known but what is in the files."""
@@ -359,7 +380,7 @@ class SlowMotion:
 
     def manifests(self) -> dict[str, Manifest]:
         """Those of live documents, by key."""
-        found = SqliteLedger.manifests(self.ledger, "docs", self.ledger.documents_of_relation("docs", None))
+        found = self.ledger.as_they_are("docs", self.ledger.documents_of_relation("docs", None))
         return {document.partition(":")[2]: manifest for document, manifest in found.items()}
 
     # -- turns ------------------------------------------------------------------------------------------------

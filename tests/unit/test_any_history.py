@@ -68,7 +68,7 @@ class AnyHistory(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(prefix="any-history")
-        self.core = SlowMotion(Path(self.folder.name), self.plugin)
+        self.core = self.begin(Path(self.folder.name))
         self.core.server.acknowledged = self.acknowledge
         self.history = History()
         self.open: list[int] = []
@@ -82,6 +82,9 @@ class AnyHistory(RuleBasedStateMachine):
         self.streamed: list[tuple[int, int]] = []
         self.streamed_to = 0
         self.late_ids: set[str] = set()
+
+    def begin(self, folder: Path) -> SlowMotion:
+        return SlowMotion(folder, self.plugin)
 
     # -- the application --------------------------------------------------------------------------------------
 
