@@ -50,6 +50,7 @@ def start_on_notes(pg: Database, new_daemon: NewDaemon, **settings: Any) -> Daem
 
 
 @pytest.mark.chaos
+@pytest.mark.fault("killed-while-writing", "killed-before-garbage", "killed-in-a-first-copy")
 @pytest.mark.parametrize("where", PLACES)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_nothing_is_lost_doubled_or_stale_after_a_death(
@@ -105,6 +106,7 @@ def test_a_ledger_in_the_source_comes_to_rest(private_pg: Database, new_daemon: 
     until(at_rest, 30.0, "the ledger to rest")
 
 
+@pytest.mark.fault("ledger-followed")
 def test_a_publication_that_would_send_the_ledger_is_refused(
     private_pg: Database, new_daemon: NewDaemon, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +162,7 @@ def test_a_ledger_that_was_put_into_the_publication_is_refused_until_it_is_out(
     assert_index_equals_table(daemon, pg)
 
 
+@pytest.mark.fault("ledger-away")
 def test_a_server_that_starts_again_under_ledger_and_source_is_found_again(
     private_pg: Database, new_daemon: NewDaemon
 ) -> None:
@@ -198,6 +201,7 @@ def test_a_ledger_that_is_gone_is_lost_and_mended(private_pg: Database, new_daem
     assert_index_equals_table(daemon, pg)
 
 
+@pytest.mark.fault("ledger-restored")
 def test_a_ledger_that_was_put_back_from_a_copy_is_noticed(private_pg: Database, new_daemon: NewDaemon) -> None:
     # Given a copy of the ledger, and a daemon that went on since
     pg = private_pg
@@ -226,6 +230,7 @@ def test_a_ledger_that_was_put_back_from_a_copy_is_noticed(private_pg: Database,
     assert _execute(pg, name, "select count(*) from pg_namespace where nspname like 'Läger_damaged_%'") == [(1,)]
 
 
+@pytest.mark.fault("ledger-damaged")
 def test_damage_under_its_hands_is_mended(private_pg: Database, new_daemon: NewDaemon) -> None:
     # Given a daemon that may mend, and a ledger that somebody changes by hand
     pg = private_pg

@@ -118,6 +118,7 @@ def at_once(*acts: Callable[[], object]) -> None:
         raise failed[0]
 
 
+@pytest.mark.fault("worker-late")
 class TestZombies:
     """What somebody may do who was thought to be dead, while a successor works for the same agent."""
 
@@ -508,6 +509,7 @@ class TestDeath:
         flip(ledger, 0, manifest("d", lsn=200, deleted=True), offset=8)
         assert ledger.counts(C) == (0, 0)
 
+    @pytest.mark.fault("ledger-away")
     @pytest.mark.parametrize("how", ["fast", "immediate"])
     def test_a_server_that_starts_again_is_found_again(
         self, private_pg: Database, opened: Callable[..., PostgresLedger], how: str
