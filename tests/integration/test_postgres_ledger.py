@@ -118,10 +118,10 @@ def at_once(*acts: Callable[[], object]) -> None:
         raise failed[0]
 
 
-@pytest.mark.fault("worker-late")
 class TestZombies:
     """What somebody may do who was thought to be dead, while a successor works for the same agent."""
 
+    @pytest.mark.fault("worker-late")
     def test_a_late_flip_puts_nothing_older_over_newer(
         self, pg: Database, opened: Callable[..., PostgresLedger]
     ) -> None:
@@ -176,6 +176,7 @@ class TestZombies:
 
         assert successor.manifests(C, ["d"])["d"] == manifest("d", chunk, lsn=200)
 
+    @pytest.mark.fault("worker-late")
     def test_chunks_that_a_successor_gave_up_never_become_live(
         self, pg: Database, opened: Callable[..., PostgresLedger]
     ) -> None:
@@ -215,6 +216,7 @@ class TestZombies:
         assert first.intents(AGENT) == []
         assert first.counts(C) == (1, 2)
 
+    @pytest.mark.fault("worker-late")
     def test_a_successor_whose_chunks_were_given_up_plans_again_and_loses_nothing(
         self, pg: Database, opened: Callable[..., PostgresLedger]
     ) -> None:
