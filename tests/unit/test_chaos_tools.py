@@ -12,6 +12,7 @@ from cdc_agent.ledger.base import ChunkRef, Manifest
 from cdc_agent.lsn import Lsn, Version
 from tests.support.chaos.endpoint import Endpoint
 from tests.support.chaos.faults import DEATHS, DISTURBANCES
+from tests.support.chaos.loop import only_out_of_sight
 from tests.support.chaos.observer import LedgerView, Observer
 from tests.support.chaos.readers import Readers
 from tests.support.chaos.record import Record
@@ -278,3 +279,13 @@ class Complaining:
 )
 def test_the_operator_of_chroma_hears_when_the_daemon_asks_for_a_restart(daemon: Any, wanted: bool) -> None:
     assert wants_chroma_restarted(daemon) == wanted
+
+
+def test_an_audit_is_repeated_only_when_all_it_found_is_out_of_sight() -> None:
+    header = "verify ended with 1: kind\tcollection\tdocument_id\tchunk_id\twhat"
+    unseen = "vector\tdocs\tpublic.docs:1\tpublic.docs:1#7.0\ta search with its own vector does not find it"
+    missing = "missing\tdocs\tpublic.docs:2\t\tthe row is not indexed"
+
+    assert only_out_of_sight("\n".join([header, unseen, "389 rows, 1 defect"]))
+    assert not only_out_of_sight("\n".join([header, unseen, missing]))
+    assert not only_out_of_sight("verify ended with 75: error: the daemon does not answer")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +27,13 @@ from tests.support.oracle import assert_index_equals_table
 from tests.support.postgres import Kind, Servers
 from tests.support.wait import until
 
-__all__ = ["Wanted", "run"]
+__all__ = ["Wanted", "only_out_of_sight", "run"]
 
 #: Every so many cycles writers rest, and the oracle compares everything.
 _REST_EVERY = 25
+#: How long a chunk may be out of sight of searches, and what an audit says of one.
+_SIGHT_S = 60.0
+_OUT_OF_SIGHT = "a search with its own vector does not find it"
 #: What the oracle calls what it finds, and what we do.
 _DEFECTS = {
     "missing": "lost",
@@ -207,10 +211,23 @@ class _Run:
             self._record.violation("stuck", words)
 
     def _verify(self) -> None:
-        """What the daemon's own audit says."""
+        """What the daemon's own audit says. What Chroma has lost sight of is written anew within a minute."""
+        deadline = time.monotonic() + _SIGHT_S
+        while (said := self._audited()) is not None:
+            if not only_out_of_sight(said) or time.monotonic() > deadline:
+                self._record.violation("lost", said)
+                return
+            self._record.count("audits_with_documents_out_of_sight")
+
+    def _audited(self) -> str | None:
         parts = self._parts
         parts.wait_ready()
         command = [sys.executable, "-m", "cdc_agent.cli", "verify", "-c", str(parts.daemon.path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        if done.returncode != 0:
-            self._record.violation("lost", f"verify ended with {done.returncode}: {done.stdout}{done.stderr}")
+        return None if done.returncode == 0 else f"verify ended with {done.returncode}: {done.stdout}{done.stderr}"
+
+
+def only_out_of_sight(said: str) -> bool:
+    """Whether every defect of an audit is a chunk that a search does not find."""
+    defects = [line for line in said.splitlines() if line.count("\t") == 4 and not line.startswith("verify")]
+    return bool(defects) and all(line.endswith(_OUT_OF_SIGHT) for line in defects)
