@@ -7,7 +7,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from cdc_agent.ledger import postgres_schema
 from cdc_agent.ledger.base import Checkpoint, ChunkRef, DeadLetter, Flip, Generation, Manifest, NewChunks, Resync
 from cdc_agent.ledger.postgres import PostgresLedger
 from cdc_agent.ledger.postgres_examination import examine, is_there, put_schema_aside
+from cdc_agent.ledger.postgres_flip import carry_out
 from cdc_agent.lsn import Lsn, Version
 from tests.support.postgres import Database
 from tests.support.wait import until
@@ -366,6 +367,65 @@ class TestTogether:
         assert torn == []
         assert reader.turn(C) == 2 * 80
 
+    def test_two_flips_of_one_document_count_it_once(self, pg: Database, opened: Callable[..., PostgresLedger]) -> None:
+        # Given a live document, whose deletion by one agent is not committed yet
+        one, other = opened(pg), opened(pg)
+        write(one, "d", lsn=100)
+
+        # When another agent deletes it meanwhile
+        with under_way(one, manifest("d", lsn=200, deleted=True), agent="one"):
+            deleting = threading.Thread(
+                target=lambda: flip(other, 0, manifest("d", lsn=300, deleted=True), agent="other")
+            )
+            deleting.start()
+            until(lambda: pg.execute(WAITING) == [(1,)], what="the second flip to wait")
+        deleting.join(10)
+
+        # Then it is gone once
+        assert other.counts(C) == (0, 0)
+        assert other.manifests(C, ["d"])["d"].version.commit_lsn == 300
+
+    def test_two_who_insert_one_document_end_with_the_newer(
+        self, pg: Database, opened: Callable[..., PostgresLedger]
+    ) -> None:
+        # Given a document that nobody knows, whose insertion by one agent is not committed yet
+        one, other = opened(pg), opened(pg)
+        generation, ids = begin(other, "d", 2, agent="other")
+
+        # When another agent inserts an older version of it
+        with under_way(one, manifest("d", lsn=200), agent="one"):
+            inserting = threading.Thread(
+                target=lambda: flip(other, generation, manifest("d", *ids, lsn=100), agent="other")
+            )
+            inserting.start()
+            until(lambda: pg.execute(WAITING) == [(1,)], what="the second flip to wait")
+        inserting.join(10)
+
+        # Then it has looked again, and left the document as it was
+        assert other.manifests(C, ["d"])["d"].version.commit_lsn == 200
+        assert other.counts(C) == (1, 0)
+        assert garbage(other) == set(ids)
+
+    def test_a_flip_that_stands_in_somebodys_way_comes_again(
+        self, pg: Database, opened: Callable[..., PostgresLedger]
+    ) -> None:
+        # Given somebody (an operator, say) who holds the second document and then wants the first
+        ledger = opened(pg)
+        flip(ledger, 0, manifest("a"), manifest("b"))
+        holder = pg.connect(autocommit=False)
+        holder.execute("select from cdc_agent.manifest where document_id = 'b' for update")
+
+        # When a flip holds the first and waits for the second
+        flipping = threading.Thread(target=lambda: flip(ledger, 0, manifest("a", lsn=200), manifest("b", lsn=200)))
+        flipping.start()
+        until(lambda: pg.execute(WAITING) == [(1,)], what="the flip to wait")
+        holder.execute("select from cdc_agent.manifest where document_id = 'a' for update")
+        holder.rollback()
+        flipping.join(20)
+
+        # Then the server has ended the one or the other, and the flip is made all the same
+        assert {m.version.commit_lsn for m in ledger.manifests(C, ["a", "b"]).values()} == {200}
+
     def test_turns_never_come_back_when_a_collection_goes(
         self, pg: Database, opened: Callable[..., PostgresLedger]
     ) -> None:
@@ -392,8 +452,6 @@ class TestTogether:
 
         def slowly() -> None:
             def act(tx: Any) -> None:
-                from cdc_agent.ledger.postgres_flip import carry_out
-
                 flipped = Flip(agent=AGENT, checkpoint=Checkpoint(), generation=0, manifests=[manifest("d")])
                 carry_out(tx, flipped, one._vectors)
                 under_way.set()
@@ -439,6 +497,14 @@ class TestTogether:
 
         # Then its vector went with the second one
         assert other.cached_vectors("m", [b"t" * 16]) == {}
+
+
+@contextmanager
+def under_way(ledger: PostgresLedger, made: Manifest, *, agent: str) -> Iterator[None]:
+    """A flip of one manifest that is written, and committed at the end."""
+    with ledger._connection() as tx, tx.transaction():
+        carry_out(tx, Flip(agent=agent, checkpoint=Checkpoint(), generation=0, manifests=[made]), ledger._vectors)
+        yield
 
 
 def _named(ledger: PostgresLedger) -> set[str]:
@@ -592,6 +658,25 @@ class TestOpening:
 
         assert len(uuids) == 6
         assert len(set(uuids)) == 1
+
+    def test_who_comes_while_another_one_makes_the_tables_waits(
+        self, pg: Database, opened: Callable[..., PostgresLedger]
+    ) -> None:
+        # Given somebody who is at it
+        maker = pg.connect(autocommit=False)
+        maker.execute("select pg_advisory_xact_lock(hashtextextended('cdc_agent ledger cdc_agent', 0))")
+        made: list[PostgresLedger] = []
+
+        # When another one comes
+        opening = threading.Thread(target=lambda: made.append(opened(pg)))
+        opening.start()
+        until(lambda: pg.execute(WAITING) == [(1,)], what="the second one to wait")
+        assert pg.execute("select from pg_namespace where nspname = 'cdc_agent'") == []
+
+        # Then it goes on when that one is done
+        maker.rollback()
+        opening.join(10)
+        assert made[0].counts(C) == (0, 0)
 
     def test_tables_of_a_newer_cdc_agent_are_refused(self, pg: Database, opened: Callable[..., PostgresLedger]) -> None:
         opened(pg).close()

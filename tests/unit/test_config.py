@@ -596,3 +596,50 @@ def test_another_machine_without_tls_may_be_allowed(write):
     config = load(write(NATS.format(url="nats://nats.example:4222", more="  insecure: true\n")))
 
     assert config.stream.urls == ("nats://nats.example:4222",)
+
+
+# The ledger on a server.
+
+
+def test_a_ledger_on_postgres_needs_a_database_and_has_its_own_schema(write):
+    config = load(write("ledger: {backend: postgres, dsn: postgresql://l:hunter2secret@localhost/l}\n"))
+
+    assert config.ledger.schema_name == "cdc_agent"
+    assert "hunter2secret" not in repr(config)
+    assert "ledger.dsn is required with backend postgres" in error_of(write("ledger: {backend: postgres}\n")).message
+
+
+def test_a_database_for_a_ledger_in_a_file_is_a_mistake(write):
+    error = error_of(write("ledger: {dsn: dbname=l}\n"))
+
+    assert "ledger.dsn is for backend postgres" in error.message
+    assert "ledger.backend" in error.hint
+
+
+def test_the_database_of_a_ledger_is_verified_like_the_source(write):
+    elsewhere = "postgresql://l:hunter2secret@db.example/l"
+    given = "ledger: {{backend: postgres, dsn: '{}'{}}}\n"
+
+    config = load(write(given.format(elsewhere, "")))
+    assert "sslmode=verify-full" in config.ledger.dsn.get_secret_value()
+    assert "ledger.insecure" in error_of(write(given.format(f"{elsewhere}?sslmode=require", ""))).hint
+    open_to_all = load(write(given.format(f"{elsewhere}?sslmode=require", ", insecure: true")))
+    assert open_to_all.ledger.dsn.get_secret_value().endswith("sslmode=require")
+    assert "is not a Postgres connection string" in error_of(write(given.format("hunter2secret", ""))).message
+
+
+def test_the_database_of_a_ledger_may_be_told_by_a_file(write, tmp_path):
+    (tmp_path / "secret").write_text("dbname=l host=localhost\n")
+
+    config = load(write("ledger: {backend: postgres, dsn_file: secret}\n"))
+
+    assert config.ledger.dsn.get_secret_value() == "dbname=l host=localhost"
+    both = "ledger: {backend: postgres, dsn_file: secret, dsn: dbname=l}\n"
+    assert "ledger.dsn_file and ledger.dsn are both set" in error_of(write(both)).message
+
+
+@pytest.mark.parametrize("name", ["public", "pg_catalog", "information_schema", "ü" * 32, "''"])
+def test_a_schema_that_is_not_ours_or_is_no_name_is_refused(write, name):
+    path = write(f"ledger: {{backend: postgres, dsn: dbname=l host=localhost, schema_name: {name}}}\n")
+
+    assert "ledger.schema_name" in error_of(path).message

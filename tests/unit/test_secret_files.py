@@ -16,10 +16,12 @@ collections: [{name: items, table: items, text: "{body}"}]
 embedding: {backend: openai, url: "http://127.0.0.1:1", model: m, dimensions: 2, api_key_file: key}
 http: {tokens_file: tokens}
 webhooks: {shop: {kind: stripe, secret_file: stripe}}
+ledger: {backend: postgres, dsn_file: ledger}
 stream: {backend: jetstream, url: "nats://127.0.0.1:4222", token_file: nats}
 """
 NAMES = {
     "source.dsn_file": "dsn",
+    "ledger.dsn_file": "ledger",
     "embedding.api_key_file": "key",
     "http.tokens_file": "tokens",
     "webhooks.shop.secret_file": "stripe",
