@@ -27,7 +27,7 @@ _ANSWER_S = 5.0
 def run(args: argparse.Namespace) -> int:
     """Exit code 1 when a finding is not ok."""
     config = load(args.config)
-    rooms = (_source, _feeds, _state, _ledger, _embedding, _vectorstore, _http, _secrets, _agents)
+    rooms = (_source, _feeds, _state, _stream, _ledger, _embedding, _vectorstore, _http, _secrets, _agents)
     findings = [finding for room in rooms for finding in room(config)]
     failed = sum(not finding.ok for finding in findings)
     if wants_json(args):
@@ -94,6 +94,28 @@ def _state(config: Config) -> Iterator[Finding]:
             message=f"{folder} is writable" if ok else f"{folder} cannot be written",
             hint="" if ok else f"make {existing} writable for this user, or set state_dir",
         )
+
+
+def _stream(config: Config) -> Iterator[Finding]:
+    """Whether NATS answers, is new enough, has JetStream, and says when it writes to its disk."""
+    if config.stream.backend != "jetstream":
+        return
+    from cdc_agent.daemon.streams import examined
+
+    try:
+        facts = examined(config)
+    except CdcAgentError as exc:
+        yield Finding(name="stream", ok=False, message=exc.message, hint=exc.hint)
+        return
+    yield Finding(name="stream", ok=True, message=f"NATS {facts.version} answers and has JetStream")
+    yield Finding(
+        name="stream",
+        ok=True,
+        message=f"Postgres keeps what NATS took for {facts.hold_s:.0f} s",
+        hint=""
+        if facts.known
+        else "set stream.monitor_url, to ask when NATS writes to its disk, or stream.hold_back_s",
+    )
 
 
 def _ledger(config: Config) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cdc_agent.config import Config
@@ -14,10 +15,34 @@ from cdc_agent.stream.sqlite import SqliteStream
 
 if TYPE_CHECKING:
     from cdc_agent.stream.nats_link import NatsPlace
+    from cdc_agent.stream.nats_server import SyncFacts
 
-__all__ = ["open_stream", "put_stream_aside"]
+__all__ = ["NatsFacts", "examined", "open_stream", "put_stream_aside"]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NatsFacts:
+    """``known``: somebody said how long what NATS took is held back."""
+
+    version: str
+    hold_s: float
+    known: bool
+
+
+def examined(config: Config) -> NatsFacts:
+    """What NATS is like; changes nothing. Raises what ``open_stream`` would for a server that cannot be used."""
+    _require_extra()
+    from cdc_agent.stream.nats_link import NatsLink
+
+    link = NatsLink(_place(config))
+    try:
+        link.check_jetstream()
+        facts = _sync(config)
+        return NatsFacts(version=link.version, hold_s=facts.hold_s, known=facts.known)
+    finally:
+        link.close()
 
 
 def open_stream(config: Config) -> Stream:
@@ -40,11 +65,15 @@ def put_stream_aside(config: Config) -> None:
     log.warning("put aside file=%s", put_aside(config.stream_path))
 
 
-def _jetstream(config: Config) -> Stream:
+def _require_extra() -> None:
     if importlib.util.find_spec("nats") is None:
         raise ConfigError(
             "stream.backend jetstream needs the package nats-py", hint="pip install 'cdc-agent[jetstream]'"
         )
+
+
+def _jetstream(config: Config) -> Stream:
+    _require_extra()
     from cdc_agent.stream.jetstream import JetStream
 
     stream = config.stream
@@ -73,13 +102,15 @@ def _place(config: Config) -> NatsPlace:
     )
 
 
-def _hold_s(config: Config) -> float:
-    from cdc_agent.stream.nats_server import sync_facts
+def _sync(config: Config) -> SyncFacts:
+    from cdc_agent.stream.nats_server import SyncFacts, sync_facts
 
-    stream = config.stream
-    if stream.hold_back_s is not None:
-        return stream.hold_back_s
-    facts = sync_facts(stream.monitor_url)
+    told = config.stream.hold_back_s
+    return sync_facts(config.stream.monitor_url) if told is None else SyncFacts(hold_s=told, known=True)
+
+
+def _hold_s(config: Config) -> float:
+    facts = _sync(config)
     if not facts.known:
         log.warning(
             "NATS does not say when it writes to its disk, Postgres keeps WAL hold_back_s=%.0f (stream.monitor_url)",

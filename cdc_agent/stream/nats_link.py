@@ -66,14 +66,14 @@ class NatsLink:
         self.client: Any = nats.NATS()
         try:
             self.call(self._connect)
-            refuse_old(self._version)
+            refuse_old(self.version)
         except BaseException:
             self.close()
             raise
         self.js: Any = self.client.jetstream(timeout=place.timeout_s)
 
     @property
-    def _version(self) -> str:
+    def version(self) -> str:
         version = self.client.connected_server_version
         return f"{version.major}.{version.minor}.{version.patch}"
 
@@ -108,6 +108,10 @@ class NatsLink:
         """Raise rather than let the client keep for later what should be known now."""
         if not self.client.is_connected:
             raise self.explained(nats.errors.ConnectionClosedError())
+
+    def check_jetstream(self) -> None:
+        """Raise ``StreamUnavailable`` when the server, or the account, has no JetStream."""
+        self.call(self.js.account_info)
 
     def close(self) -> None:
         """Drop the connection at once."""
@@ -157,7 +161,7 @@ class NatsLink:
             log.warning("lost the connection to NATS")
 
     async def _on_reconnected(self) -> None:
-        log.info("connected to NATS again version=%s", self._version)
+        log.info("connected to NATS again version=%s", self.version)
         self._trouble = None
 
     async def _close(self) -> None:

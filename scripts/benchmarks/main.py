@@ -15,6 +15,7 @@ import capture
 import freshness
 import idle
 import index
+import jetstream
 import ledger
 import memory
 import orjson
@@ -35,6 +36,7 @@ MEASUREMENTS: dict[str, Callable[[Sizes], list[Figure]]] = {
     "resync": resync.measure,
     "search": search.measure,
     "verify": verify.measure,
+    "jetstream": jetstream.measure,
 }
 
 #: Above this load average something else is running, and figures say more about that than about us.

@@ -25,6 +25,8 @@ class Sizes:
     search_documents: int
     search_queries: int
     verify_rows: int
+    jetstream_messages: int
+    jetstream_rounds: int
 
 
 FULL = Sizes(
@@ -42,6 +44,8 @@ FULL = Sizes(
     search_documents=1_000,
     search_queries=300,
     verify_rows=1_000_000,
+    jetstream_messages=20_000,
+    jetstream_rounds=3,
 )
 
 QUICK = Sizes(
@@ -59,4 +63,6 @@ QUICK = Sizes(
     search_documents=60,
     search_queries=30,
     verify_rows=5_000,
+    jetstream_messages=1_000,
+    jetstream_rounds=1,
 )

@@ -42,3 +42,21 @@ def test_capture_is_measured_against_pg_recvlogical(tmp_path: Path) -> None:
     for figure in figures:
         assert figure["ratio"] > 0
         assert f"| {figure['measure']}" in done.stdout
+
+
+def test_the_stream_on_nats_is_measured_against_a_bare_publisher_and_consumer(tmp_path: Path) -> None:
+    report = tmp_path / "figures.json"
+
+    done = subprocess.run(
+        [ROOT / "scripts/bench", "--quick", "--only", "jetstream", "--json", report],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout
+    figures = json.loads(report.read_text())["figures"]
+    assert len(figures) == 4
+    assert all(figure["ratio"] > 0 and f"| {figure['measure']}" in done.stdout for figure in figures)

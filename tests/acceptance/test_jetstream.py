@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from cdc_agent.cli import main
 from cdc_agent.stream.jetstream import remove
 from cdc_agent.stream.nats_link import NatsLink, NatsPlace
 from tests.support.daemon import DaemonProcess
@@ -93,6 +95,30 @@ def test_commits_are_found_by_way_of_nats_also_after_a_restart(
     daemon.start()
     assert_index_equals_table(daemon, docs)
     assert not (daemon.folder / "state" / "stream.sqlite").exists()
+
+
+def test_check_tells_what_the_server_is_like(
+    docs: Database, nats: NatsServer, new_daemon: NewDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Given a configuration whose server has JetStream and can be asked
+    daemon = new_daemon(docs, collections=[DOCS], stream=on(nats, monitor_url=nats.monitor_url))
+
+    def findings() -> list[dict[str, Any]]:
+        main(["check", "-c", str(daemon.path), "--json"])
+        return [one for one in json.loads(capsys.readouterr().out)["findings"] if one["name"] == "stream"]
+
+    answers, held = findings()
+    assert answers["ok"]
+    assert "has JetStream" in answers["message"]
+    assert (held["message"], held["hint"]) == ("Postgres keeps what NATS took for 150 s", "")
+
+    # When it cannot be asked, then that is said; when it is away, that fails
+    daemon.configure(stream={"monitor_url": None})
+    assert "stream.monitor_url" in findings()[1]["hint"]
+    nats.kill()
+    [away] = findings()
+    assert not away["ok"]
+    assert away["hint"]
 
 
 @pytest.mark.fault("killed-around-an-acknowledgement")

