@@ -38,7 +38,7 @@ def plan(args: argparse.Namespace) -> int:
     from cdc_agent.daemon.estimates import estimates
 
     config = load(args.config)
-    with _ledger(config) as ledger:
+    with _ledger(config, alone=False) as ledger:
         found = estimates(config, ledger, args.collection)
     if wants_json(args):
         print_json({"collections": found})
@@ -149,14 +149,14 @@ def _recorded(generations: Sequence[Generation], ledger: Ledger) -> list[dict[st
 
 
 @contextmanager
-def _ledger(config: Config) -> Iterator[Ledger]:
+def _ledger(config: Config, *, alone: bool = True) -> Iterator[Ledger]:
     from cdc_agent.daemon.ledgers import ledger_is_there, ledger_place, open_ledger
 
     if not ledger_is_there(config):
         raise UsageError(
             f"there is no ledger at {ledger_place(config)}", hint="nothing was built yet: cdc-agent run builds it"
         )
-    ledger = open_ledger(config)
+    ledger = open_ledger(config, alone=alone)
     try:
         yield ledger
     finally:

@@ -33,14 +33,21 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def open_ledger(config: Config) -> SqliteLedger | PostgresLedger:
-    """Made if it is not there. Raises ``IdentityMismatch`` for a damaged one, ``LedgerError`` for the rest."""
+def open_ledger(config: Config, *, alone: bool = True) -> SqliteLedger | PostgresLedger:
+    """Made if it is not there. Raises ``IdentityMismatch`` for a damaged one, ``LedgerError`` for the rest.
+
+    Two daemons with one schema would each take what the other one does for damage, so it is opened by one ``alone``. A
+    file is guarded by the lock of its folder.
+    """
     if config.ledger.backend == "sqlite":
         return SqliteLedger(config.ledger_path, embedding_cache_bytes=config.ledger.embedding_cache_bytes)
     from cdc_agent.ledger.postgres import PostgresLedger
 
     return PostgresLedger(
-        _dsn(config), config.ledger.schema_name, embedding_cache_bytes=config.ledger.embedding_cache_bytes
+        _dsn(config),
+        config.ledger.schema_name,
+        embedding_cache_bytes=config.ledger.embedding_cache_bytes,
+        alone=alone,
     )
 
 

@@ -18,7 +18,7 @@ from cdc_agent.daemon.lag import oldest_missing_us
 from cdc_agent.daemon.mail import Mail
 from cdc_agent.daemon.notify import watchdog_s
 from cdc_agent.daemon.parts import Daemon
-from cdc_agent.errors import CdcAgentError, DaemonUnavailable, UsageError
+from cdc_agent.errors import CdcAgentError, DaemonUnavailable, LedgerUnavailable, UsageError
 from cdc_agent.explain import Explained, Explainer, Explanation
 from cdc_agent.health import Problem
 from cdc_agent.identity import STATES
@@ -256,7 +256,7 @@ class DaemonService:
         problems += [p for p in self._daemon.indexer.problems() if p.name not in names]
         problems += [*self._daemon.feeds.problems(), *self._daemon.listeners.problems()]
         names |= {problem.name for problem in problems}
-        problems += self._mending()
+        problems += [p for p in self._mending() if p.name not in names]
         if "vectorstore" not in names:
             try:
                 self._daemon.store.ping()
@@ -266,7 +266,10 @@ class DaemonService:
 
     def _mending(self) -> list[Problem]:
         """What happened while a place in the log was lost is in the index only once every table was read again."""
-        reasons = {r.reason for r in self._daemon.ledger.resyncs() if r.open} & set(STATES)
+        try:
+            reasons = {r.reason for r in self._daemon.ledger.resyncs() if r.open} & set(STATES)
+        except LedgerUnavailable as exc:
+            return [Problem(name="ledger", message=exc.message, hint=exc.hint)]
         return [
             Problem(name="mending", message=f"{state}: every table is being read again", hint="see /resyncs")
             for state in sorted(reasons)

@@ -52,8 +52,9 @@ class PostgresLedger(LedgerServer):
         embedding_cache_bytes: int = 256 << 20,
         wall_clock: Callable[[], float] = time.time,
         stall_timeout_s: float = 30.0,
+        alone: bool = False,
     ) -> None:
-        super().__init__(dsn, schema, stall_timeout_s=stall_timeout_s)
+        super().__init__(dsn, schema, stall_timeout_s=stall_timeout_s, alone=alone)
         self._wall_clock = wall_clock
         self._vectors = SharedVectors(embedding_cache_bytes)
 

@@ -9,7 +9,19 @@ select
         false),
     set_config('idle_in_transaction_session_timeout', %(stall)s, false),
     set_config('lock_timeout', '60s', false),
+    set_config('idle_session_timeout', '0', false),
+    -- A machine that died is noticed within a minute, and what it held is free.
+    set_config('tcp_keepalives_idle', '30', false),
+    set_config('tcp_keepalives_interval', '10', false),
+    set_config('tcp_keepalives_count', '3', false),
     set_config('statement_timeout', '0', false)
+
+-- wait_briefly --
+select set_config('lock_timeout', %s, false)
+
+-- hold --
+-- As long as the session lives. The lock that makers of tables take is another one.
+select pg_advisory_lock(hashtextextended('cdc_agent daemon ' || %s, 0))
 
 -- server --
 select system_identifier::text || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8),

@@ -47,6 +47,8 @@ _MOST = 8
 _AGAIN = (pg.DeadlockDetected, pg.SerializationFailure, pg.UniqueViolation)
 _ATTEMPTS = 5
 _PAUSE_S = 0.05
+#: How long somebody who was killed may still seem to have the ledger.
+_HOLD_WAIT_S = 5
 #: In ``meta``: the server that the ledger was last opened on.
 _SERVER = "server"
 #: More numbers than can be taken between two looks of a backup or a standby.
@@ -87,8 +89,12 @@ class LedgerServer:
     """Raises ``LedgerUnavailable`` while the server cannot be reached or is not to be written to, ``LedgerFull`` for a
     full disk, ``IdentityMismatch`` for damaged tables, ``LedgerError`` for the rest."""
 
-    def __init__(self, dsn: str, schema: str, *, stall_timeout_s: float = 30.0) -> None:
-        """Who stops in the middle of a transaction for ``stall_timeout_s`` loses it, and holds nobody up."""
+    def __init__(self, dsn: str, schema: str, *, stall_timeout_s: float = 30.0, alone: bool = False) -> None:
+        """Who stops in the middle of a transaction for ``stall_timeout_s`` loses it, and holds nobody up.
+
+        ``alone``: nobody else opens it so while we have it; raises ``LedgerUnavailable`` if somebody has. It is held by
+        a session of its own; should that be lost, the next new connection takes it again, or ends in ``LedgerError``.
+        """
         self._schema = schema
         self._stall_timeout_s = stall_timeout_s
         self._conninfo = conninfo_of(dsn)
@@ -96,6 +102,9 @@ class LedgerServer:
         self._lock = threading.Lock()
         self._free = threading.BoundedSemaphore(_MOST)
         self._closed = False
+        self._alone = alone
+        self._holding = threading.Lock()
+        self._holder: Transaction | None = None
         #: Which server it is, and its timeline.
         self._server = ""
         #: What was found damaged while it was in use.
@@ -119,7 +128,9 @@ class LedgerServer:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-        for connection in idle:
+        with self._holding:
+            holder, self._holder = self._holder, None
+        for connection in (*idle, holder) if holder else idle:
             connection.close()
 
     # -- statements -------------------------------------------------------------------------------------------
@@ -199,6 +210,38 @@ class LedgerServer:
             one.close()
 
     def _new(self) -> Transaction:
+        connection = self._connected()
+        try:
+            if self._alone:
+                self._hold()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _hold(self) -> None:
+        with self._holding:
+            if self._holder is not None and _answers(self._holder):
+                return
+            holder = self._connected()
+            try:
+                holder.execute(SQL["wait_briefly"], (f"{_HOLD_WAIT_S}s",))
+                holder.execute(SQL["hold"], (self._schema,))
+            except pg.LockNotAvailable as exc:
+                holder.close()
+                raise self._held_by_another() from exc
+            except BaseException:
+                holder.close()
+                raise
+            self._holder = holder
+
+    def _held_by_another(self) -> LedgerError:
+        message = f"another daemon works with the ledger in schema {self._schema}"
+        if self._holder is None:
+            return LedgerUnavailable(message, hint="stop that one, or give this one a ledger.schema_name of its own")
+        return LedgerError(f"{message} since our connection was lost", hint="start again: what it did is looked at")
+
+    def _connected(self) -> Transaction:
         connection: Transaction = psycopg.connect(self._conninfo, autocommit=True)
         try:
             connection.execute(SQL["begin_session"], session_of(self._schema, self._stall_timeout_s))
@@ -262,6 +305,14 @@ class LedgerServer:
             raise (_Lost(error) if isinstance(error, LedgerUnavailable) and _is_lost(exc) else error) from exc
         except (rows.Damaged, TablesMissing) as exc:
             raise self._damaged(exc) from exc
+
+
+def _answers(connection: Transaction) -> bool:
+    try:
+        connection.execute("select 1")
+    except psycopg.Error:
+        return False
+    return True
 
 
 class _Lost(Exception):

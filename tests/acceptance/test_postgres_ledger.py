@@ -172,15 +172,34 @@ def test_a_server_that_starts_again_under_ledger_and_source_is_found_again(
     for number in range(30):
         pg.execute("update notes set body = %s where id = %s", (f"words {number}", number % 20 + 1))
 
-    # When the server is killed and started again, more than once
+    # When the server is killed and started again, more than once, then who asks meanwhile is told so
     for turn in range(2):
         pg.server.stop("immediate")
+        answer = daemon.post("/search", {"collection": "notes", "query": "words"})
+        assert (answer.status_code, "not available" in answer.text) == (503, True)
+        assert "ledger" in {problem["name"] for problem in daemon.problems() or []}
         pg.server.start()
         pg.execute("update notes set body = %s where id = 1", (f"after start {turn}",))
 
     # Then the same process goes on by itself
     assert_index_equals_table(daemon, pg)
     assert daemon.running
+
+
+def test_a_second_daemon_with_the_same_schema_mends_nothing(private_pg: Database, new_daemon: NewDaemon) -> None:
+    # Given a daemon, and a second one elsewhere that has its ledger, and may mend what it takes for lost
+    pg = private_pg
+    settings = ledger_in(pg, "the source's database")
+    daemon = start_on_notes(pg, new_daemon, ledger=settings)
+    second = new_daemon(pg, collections=[NOTES], ledger=settings, source={"on_mismatch": "resync"})
+
+    # When that one is started, then it ends, and the first one goes on
+    second.start(ready=False)
+    assert second.wait_exit() == 75
+    assert "another daemon works with the ledger" in second.log
+    pg.execute("update notes set body = 'changed' where id = 2")
+    assert_index_equals_table(daemon, pg)
+    assert "mending" not in daemon.log
 
 
 def test_a_ledger_that_is_gone_is_lost_and_mended(private_pg: Database, new_daemon: NewDaemon) -> None:

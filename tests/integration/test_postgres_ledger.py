@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 
 from cdc_agent.errors import FlipOutdated, IdentityMismatch, LedgerError, LedgerFull, LedgerUnavailable
-from cdc_agent.ledger import postgres_schema
+from cdc_agent.ledger import postgres_schema, postgres_server
 from cdc_agent.ledger.base import Checkpoint, ChunkRef, DeadLetter, Flip, Generation, Manifest, NewChunks, Resync
 from cdc_agent.ledger.postgres import PostgresLedger
 from cdc_agent.ledger.postgres_examination import examine, is_there, put_schema_aside
@@ -772,6 +772,63 @@ class TestOpening:
         for act in (lambda: ledger.checkpoint(AGENT), lambda: begin(ledger, "d"), lambda: ledger.counts(C)):
             with pytest.raises(LedgerError, match="closed"):
                 act()
+
+
+class TestAlone:
+    """A daemon is the only one of its ledger, whatever happens to connections."""
+
+    @pytest.fixture(autouse=True)
+    def _soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(postgres_server, "_HOLD_WAIT_S", 1)
+
+    def test_a_second_daemon_is_told_and_comes_when_the_first_has_gone(
+        self, pg: Database, opened: Callable[..., PostgresLedger]
+    ) -> None:
+        first = opened(pg, alone=True)
+
+        with pytest.raises(LedgerUnavailable, match="another daemon") as refused:
+            opened(pg, alone=True)
+        assert refused.value.retryable
+
+        # Who only looks may look, and in another schema there is nobody
+        assert opened(pg).uuid == first.uuid
+        opened(pg, "another", alone=True)
+        first.close()
+        assert opened(pg, alone=True).uuid == first.uuid
+
+    def test_one_that_was_killed_is_in_nobodys_way(self, pg: Database, opened: Callable[..., PostgresLedger]) -> None:
+        body = """
+            ledger = PostgresLedger(sys.argv[1], alone=True)
+            print("here", flush=True)
+            import time
+            time.sleep(60)
+        """
+        with child(pg.dsn, body) as killed:
+            assert killed.stdout is not None
+            killed.stdout.readline()
+            killed.kill()
+
+        opened(pg, alone=True)
+
+    def test_it_is_held_again_when_every_connection_was_lost(
+        self, pg: Database, opened: Callable[..., PostgresLedger]
+    ) -> None:
+        first = opened(pg, alone=True)
+        pg.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name like '%ledger'")
+        write(first, "d")
+
+        with pytest.raises(LedgerUnavailable, match="another daemon"):
+            opened(pg, alone=True)
+
+    def test_who_lost_it_to_another_one_ends(self, pg: Database, opened: Callable[..., PostgresLedger]) -> None:
+        # Given a daemon whose connections were lost, and another one that was quicker
+        first = opened(pg, alone=True)
+        pg.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name like '%ledger'")
+        opened(pg, alone=True)
+
+        with pytest.raises(LedgerError, match="since our connection was lost") as ended:
+            first.checkpoint(AGENT)
+        assert not ended.value.retryable
 
 
 class TestDamage:
