@@ -95,7 +95,7 @@ class NatsLink:
         if getattr(exc, "err_code", None) in _FULL:
             return StreamFull(
                 f"JetStream has no room left: {getattr(exc, 'description', '')}",
-                hint="free space on its server or raise the limits of stream and account; reading goes on by itself",
+                hint="free space on its server, raise the limits of stream and account, or lower stream.max_bytes",
             )
         if isinstance(exc, nats.js.errors.APIError) and getattr(exc, "code", 0) in (400, 403):
             return StreamError(f"JetStream refuses: {exc.description}", hint="see `nats stream info` and the account")

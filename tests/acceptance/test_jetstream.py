@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,8 @@ import pytest
 from cdc_agent.cli import main
 from cdc_agent.stream.jetstream import remove
 from cdc_agent.stream.nats_link import NatsLink, NatsPlace
+from tests.acceptance.test_failpoints import DOCS as BODIES
+from tests.acceptance.test_failpoints import DOINGS, OTHERS, Case, Changes, create_tables
 from tests.support.daemon import DaemonProcess
 from tests.support.nats import NatsServer
 from tests.support.oracle import assert_index_equals_table
@@ -27,6 +31,19 @@ from tests.support.wait import until
 NewDaemon = Callable[..., DaemonProcess]
 
 DOCS = {"name": "docs", "table": "public.docs", "text": "{body}", "metadata": ["n"]}
+CASES = (
+    Case("resync_after_slot", "first_copy"),
+    Case("resync_after_mark", "first_copy", 2),
+    Case("resync_after_append", "first_copy", 2),
+    Case("after_recv", "live_changes", 3),
+    Case("before_append", "live_changes", 4),
+    Case("after_append", "live_changes", 4),
+    Case("before_flip", "live_changes", 4),
+    Case("before_ack", "live_changes"),
+    Case("after_ack", "live_changes"),
+    Case("mid_tx", "a_large_transaction", 2),
+    Case("idle_advance", "idling"),
+)
 
 
 @pytest.fixture
@@ -121,28 +138,74 @@ def test_check_tells_what_the_server_is_like(
     assert away["hint"]
 
 
-@pytest.mark.fault("killed-around-an-acknowledgement")
-@pytest.mark.parametrize("place", ["after_recv", "before_append", "after_append", "before_ack", "after_ack"])
-def test_killed_where_capture_may_die_nothing_is_lost_or_doubled(
-    docs: Database, nats: NatsServer, new_daemon: NewDaemon, place: str
+@pytest.mark.chaos
+@pytest.mark.fault(
+    "killed-around-an-acknowledgement", "killed-in-a-first-copy", "killed-in-a-large-transaction", "nats-away"
+)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_nothing_is_lost_doubled_or_stale_after_the_death_of_both(
+    pg: Database, nats: NatsServer, new_daemon: NewDaemon, case: Case
 ) -> None:
-    # Given a daemon that dies there, while commits come in; nothing is held back, so that it comes to acknowledging
-    daemon = new_daemon(docs, collections=[DOCS], stream=on(nats, hold_back_s=0))
+    # Given tables, and a daemon that is to die where capture may; nothing is held back, so it comes to acknowledging
+    create_tables(pg, rows=40 if case.doing == "first_copy" else 0)
+    stream = on(nats, hold_back_s=0)
+    daemon = new_daemon(pg, collections=[BODIES, OTHERS], stream=stream, resync={"rows_per_chunk": 10})
+    changes = Changes(pg, seed=str(case))
+    daemon.start(failpoint=f"{case.name}:kill@{case.passage}", ready=False)
+    DOINGS[case.doing](daemon, pg, changes)
+    assert daemon.wait_exit() == -signal.SIGKILL, daemon.log[-4000:]
+
+    # When NATS dies as well, and both are started again while others write
+    nats.kill()
+    changes.write(30)
+    nats.start()
     daemon.start()
-    assert_index_equals_table(daemon, docs)
-    daemon.terminate()
-    with writing(docs) as written:
-        daemon.start(failpoint=f"{place}:kill@3", ready=False)
-        daemon.wait_exit()
-        assert not daemon.running
+    changes.write(10)
 
-        # When it is started again
+    # Then the index is what the tables are
+    daemon.wait_applied(pg.execute("select pg_current_wal_lsn()::text")[0][0])
+    until(lambda: daemon.status()["resyncs"] == [], 60.0, "the first copies to end")
+    assert_index_equals_table(daemon, pg)
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.fault("nats-away", "killed-while-writing")
+def test_any_of_them_killed_at_any_time_with_the_ledger_in_postgres(
+    private_pg: Database, nats: NatsServer, new_daemon: NewDaemon
+) -> None:
+    # Given a daemon that keeps nothing of its own but the journal, and commits that do not stop
+    private_pg.execute("create table docs (id int primary key, n int, body text)")
+    private_pg.execute(f"create database {private_pg.name}_ledger")
+    ledger = {"backend": "postgres", "dsn": private_pg.server.dsn(f"{private_pg.name}_ledger")}
+    rng = random.Random(7)
+    with TcpProxy(nats.port) as proxy:
+        stream = on(nats, url=f"nats://127.0.0.1:{proxy.port}", hold_back_s=1)
+        daemon = new_daemon(private_pg, collections=[DOCS], stream=stream, ledger=ledger)
         daemon.start()
-        seen = written()
-        until(lambda: written() > seen + 50, 20, "more commits")
+        with writing(private_pg) as written:
+            for _ in range(12):
+                seen, wanted = written(), rng.randrange(5, 60)
+                until(lambda seen=seen, wanted=wanted: written() > seen + wanted, 30, "commits")  # type: ignore[misc]
 
-    # Then the index is what the table is
-    assert_index_equals_table(daemon, docs)
+                # When one of them dies, or what is between them
+                kind = rng.choice(["daemon", "nats", "both", "network"])
+                if kind in ("daemon", "both"):
+                    daemon.kill()
+                if kind in ("nats", "both"):
+                    nats.kill()
+                    nats.start()
+                if kind == "network":
+                    proxy.drop_connections()
+                if not daemon.running:
+                    daemon.start(ready=False)
+                if rng.random() < 0.7:
+                    daemon.wait_ready()
+            daemon.wait_ready()
+
+        # Then the index is what the table is
+        assert_index_equals_table(daemon, private_pg)
+        daemon.kill()
 
 
 @pytest.mark.chaos
