@@ -71,8 +71,8 @@ def open_state(config: Config) -> StateFiles:
 def condemn(config: Config, found: IdentityMismatch) -> bool:
     """Put aside a file that turned out to be damaged while it was in use (it is closed by now), so that the next
     opening begins it anew. False if ``found`` is something else, or not to be mended."""
-    if found.state == FEED_CORRUPT:
-        # Its own opening begins it anew: all of it can be asked for again.
+    if found.state in (FEED_CORRUPT, "STREAM_BEHIND"):
+        # Its own opening begins it anew: all of it can be asked for again. So can what NATS has lost.
         return True
     ways = {"LEDGER_CORRUPT": put_ledger_aside, "STREAM_CORRUPT": put_stream_aside, "STREAM_LOST": put_stream_aside}
     if found.state not in ways or config.source.on_mismatch != "resync":
@@ -86,7 +86,11 @@ def _opened(config: Config, *, mend: bool) -> StateFiles:
     ledger, corrupt = _whole(open_ledger, put_ledger_aside, config, mend=mend)
     try:
         stream, lost = _whole(lambda c: _checked_stream(c, ledger), put_stream_aside, config, mend=mend)
-        if not lost and (found := _not_its_stream(ledger, stream)):
+        found = _not_its_stream(ledger, stream) if not lost else None
+        if found and config.stream.backend == "jetstream" and _comes_again(ledger, stream):
+            log.warning("going on why=%s: NATS lost what it had not written to its disk", found.message)
+            _go_on(ledger, stream)
+        elif found:
             _refuse_or_log(found, mend=mend)
             stream.close()
             put_stream_aside(config)
@@ -204,6 +208,24 @@ def _not_its_stream(ledger: Ledger, stream: Stream) -> IdentityMismatch | None:
     return IdentityMismatch("STREAM_LOST", f"the stream {found}", hint=DAMAGED_HINT) if found else None
 
 
+def _comes_again(ledger: Ledger, stream: Stream) -> bool:
+    """Whether nobody has to read what is left of a stream that lost its tail. What it lacks Postgres was told to keep
+    (if not, the slot is ahead of it, ``SLOT_ADVANCED``), and whoever has applied it already tells it by its version."""
+    head, offsets = stream.head_offset(), _offsets(ledger)
+    places = [*offsets, stream.released(CONSUMER)] if CONSUMER in stream.consumers() else offsets
+    return stream.ledger() == ledger.uuid and (min(places) >= head or head >= max(offsets))
+
+
+def _go_on(ledger: Ledger, stream: Stream) -> None:
+    """Count on behind everything that was ever read, so that nothing passes for read that comes again. What the stream
+    knows of its readers may be older as well."""
+    if stream.head_offset() < max(_offsets(ledger)):
+        stream.begin_at(max(_offsets(ledger)))
+    for agent in set(stream.consumers()) - {AGENT, CONSUMER} - {one.agent for one in ledger.generations()}:
+        stream.forget(agent)
+    _place_readers(ledger, stream)
+
+
 def _begin_stream(ledger: Ledger, stream: Stream, state: str) -> None:
     """A new stream goes on counting where the readers of the lost one are, and the guard of the source finds the place
     to be mended."""
@@ -219,10 +241,14 @@ def _begin_stream(ledger: Ledger, stream: Stream, state: str) -> None:
     ledger.begin_mending(state, replace(identity, slot_ready=False), now)
     stream.begin_at(max(_offsets(ledger)))
     # Before it is tied: what the stream does not know of a ledger of its own would pass for a sign of age.
+    _place_readers(ledger, stream)
+    stream.tie(ledger.uuid)
+
+
+def _place_readers(ledger: Ledger, stream: Stream) -> None:
     for agent in _agents(ledger):
         if (checkpoint := ledger.checkpoint(agent)) != Checkpoint():
             stream.release(agent, checkpoint.offset)
-    stream.tie(ledger.uuid)
 
 
 def _agents(ledger: Ledger) -> set[str]:

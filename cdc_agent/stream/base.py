@@ -68,7 +68,8 @@ class Stream(Protocol):
         ...
 
     def begin_at(self, offset: int) -> None:
-        """An empty stream counts on from here: its readers are there already."""
+        """Count on from here: the readers are there already, and nobody will read what is before it. Raises
+        ``StreamError`` where that is not allowed, or would be backward."""
         ...
 
     def check(self, after_offset: int) -> None:

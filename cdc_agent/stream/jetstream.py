@@ -127,7 +127,13 @@ class JetStream:
                 f"the stream {self._name} on JetStream is behind what it has acknowledged",
                 hint="a new leader of a cluster may be for a moment; it is looked at again",
             )
-        raise self._lost("has lost what it had acknowledged: emptied, an older copy, or its server lost its power")
+        self.damage = IdentityMismatch(
+            "STREAM_BEHIND",
+            f"the stream {self._name} on JetStream has lost what it had acknowledged: its server lost its power, or "
+            "was put back from an older copy",
+            hint="start again: what it lacks comes again from Postgres, or every table is to be read again",
+        )
+        raise self.damage
 
     def _move(self, mark: Mark, *, ago_s: float = 0.0) -> None:
         self._at = mark
@@ -180,8 +186,8 @@ class JetStream:
 
     def begin_at(self, offset: int) -> None:
         with self._write_lock:
-            if head := self._known().head:
-                raise StreamError(f"the stream is at {head} already", hint="only an empty one can begin anywhere")
+            if (head := self._known().head) > offset:
+                raise StreamError(f"the stream is at {head} already", hint="it cannot count backward")
             mark = replace(self._here(), first=offset + 1, head=offset, after=offset, void=offset)
             self._publish([Message(mark=mark)])
             self._look_below()

@@ -435,11 +435,12 @@ def test_a_stream_that_is_removed_under_a_daemon_is_begun_anew(
 
 
 @pytest.mark.fault("nats-loses-power")
-def test_a_server_that_lost_its_last_minutes_with_its_power_is_named_and_mended(
-    docs: Database, nats: NatsServer, new_daemon: NewDaemon, tmp_path: Path
+@pytest.mark.parametrize("when", ["while the daemon runs", "while it is away"])
+def test_a_server_that_lost_its_last_minutes_with_its_power_gets_them_again_from_postgres(
+    docs: Database, nats: NatsServer, new_daemon: NewDaemon, tmp_path: Path, when: str
 ) -> None:
-    # Given a NATS server that comes back as it was a while ago, in which it had acknowledged more
-    daemon = new_daemon(docs, collections=[DOCS], stream=on(nats), source={"on_mismatch": "resync"})
+    # Given a NATS server that comes back as it was a while ago, in which it had acknowledged more, and it was applied
+    daemon = new_daemon(docs, collections=[DOCS], stream=on(nats))
     daemon.start()
     assert_index_equals_table(daemon, docs)
     nats.kill()
@@ -448,14 +449,70 @@ def test_a_server_that_lost_its_last_minutes_with_its_power_is_named_and_mended(
     daemon.wait_ready()
     docs.execute("update docs set body = 'acknowledged ' || id where id > 40")
     docs.execute("delete from docs where id < 5")
+    docs.execute("insert into docs values (1, 0, 'back'), (99, 0, 'new')")
+    docs.execute("update docs set body = body || ' twice' where id = 50")
+    assert daemon.post("/resyncs", {"table": "public.docs"}).status_code in (200, 202)
+    until(lambda: daemon.status()["resyncs"] == [], 60, "the resync to end")
+    docs.execute("truncate docs")
+    docs.execute("insert into docs select i, 1, 'again ' || i from generate_series(1, 60) i")
+    docs.execute("delete from docs where id between 10 and 15")
+    docs.execute("update docs set body = body || ' and again', n = 2 where id between 30 and 35")
     assert_index_equals_table(daemon, docs)
+    if when == "while it is away":
+        assert daemon.terminate() == 0
     nats.kill()
     shutil.rmtree(nats.store)
     shutil.copytree(tmp_path / "older", nats.store)
     nats.start()
 
-    # When it goes on, then that is noticed, and nothing is missing
+    # When it goes on
     docs.execute("update docs set body = 'later' where id = 20")
-    until(lambda: "mended state=STREAM_LOST" in daemon.log, 60, "the loss to be noticed")
+    if not daemon.running:
+        daemon.start()
+    until(lambda: "going on why=STREAM_LOST" in daemon.log, 60, "the loss to be noticed")
     daemon.wait_ready()
+
+    # Then nothing is missing, no table was read again, and of what comes again nothing is embedded
+    assert_index_equals_table(daemon, docs)
+    assert "mended state=" not in daemon.log
+    if when == "while it is away":
+        assert daemon.metric("cdc_agent_chunks_embedded_total") == 1
+    docs.execute("update docs set body = 'at last' where id = 21")
+    assert_index_equals_table(daemon, docs)
+
+    # And a restart finds nothing strange
+    assert daemon.terminate() == 0
+    daemon.start()
+    docs.execute("update docs set body = 'at the very last' where id = 22")
+    assert_index_equals_table(daemon, docs)
+
+
+@pytest.mark.fault("nats-loses-power")
+def test_what_postgres_was_told_to_forget_before_nats_lost_it_is_read_again(
+    docs: Database, nats: NatsServer, new_daemon: NewDaemon, tmp_path: Path
+) -> None:
+    # Given a daemon that was told to hold nothing back, with a server that then loses what it acknowledged
+    stream = on(nats, hold_back_s=0)
+    daemon = new_daemon(docs, collections=[DOCS], stream=stream, source={"on_mismatch": "resync"})
+    daemon.start()
+    assert_index_equals_table(daemon, docs)
+    assert daemon.terminate() == 0
+    nats.stop()
+    shutil.copytree(nats.store, tmp_path / "older")
+    nats.start()
+    daemon.start()
+    docs.execute("update docs set body = 'acknowledged ' || id where id > 40")
+    written = docs.execute("select pg_current_wal_lsn()::text")[0][0]
+    assert_index_equals_table(daemon, docs)
+    until(lambda: passed(docs, written), 30, "the slot to move past it")
+    assert daemon.terminate() == 0
+    nats.stop()
+    shutil.rmtree(nats.store)
+    shutil.copytree(tmp_path / "older", nats.store)
+    nats.start()
+
+    # When it is started, then it does not go on as if nothing had happened
+    docs.execute("update docs set body = 'later' where id = 20")
+    daemon.start()
+    assert "mended state=SLOT_ADVANCED" in daemon.log
     assert_index_equals_table(daemon, docs)
