@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
 
-import chromadb
 import pytest
 from chromadb.errors import InternalError
 
+from tests.support.chroma_client import chroma_client
 from tests.support.daemon import DaemonProcess
 from tests.support.oracle import assert_index_equals_table
 from tests.support.postgres import Database
@@ -43,13 +42,14 @@ def reload(pg: Database, daemon: DaemonProcess, rng: random.Random) -> None:
 
 def lost(daemon: DaemonProcess) -> set[str]:
     """Ids of what a search with its own vector does not show, as any client of Chroma sees it."""
-    items: Any = chromadb.HttpClient(port=daemon.config.vectorstore.port).get_collection("items")
-    try:
-        held = items.get(include=["embeddings"])
-        found = items.query(query_embeddings=held["embeddings"], n_results=100, include=[])["ids"]
-    except InternalError as exc:
-        raise AssertionError("something is being deleted") from exc
-    assert len(held["ids"]) == ROWS == items.count(), "something is being written"
+    with chroma_client(port=daemon.config.vectorstore.port) as client:
+        items = client.get_collection("items")
+        try:
+            held = items.get(include=["embeddings"])
+            found = items.query(query_embeddings=held["embeddings"], n_results=100, include=[])["ids"]
+        except InternalError as exc:
+            raise AssertionError("something is being deleted") from exc
+    assert len(held["ids"]) == ROWS, "something is being written"
     return {own for own, near in zip(held["ids"], found, strict=True) if own not in near}
 
 

@@ -25,6 +25,7 @@ from cdc_agent.errors import LedgerError
 from cdc_agent.events import Column, Relation, Row
 from cdc_agent.source.connection import connect
 from cdc_agent.sqlite_file import open_file
+from tests.support.chroma_client import chroma_client
 from tests.support.daemon import DaemonProcess
 from tests.support.postgres import Database
 from tests.support.wait import until
@@ -142,7 +143,8 @@ def stored(config: Config, collection: str) -> dict[str, Sequence[Any]]:
 def _client(config: Config) -> Iterator[Any]:
     settings = config.vectorstore
     if settings.mode != "embedded":
-        yield chromadb.HttpClient(host=settings.host, port=settings.port)
+        with chroma_client(host=settings.host, port=settings.port) as remote:
+            yield remote
         return
     client = chromadb.PersistentClient(path=str(config.vectorstore_path))
     try:
