@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 from collections.abc import Callable
@@ -17,13 +18,15 @@ class _Call(Generic[T]):
 
     def __init__(self, call: Callable[[], T]) -> None:
         self._call = call
+        # What is true of who calls is true there: a loop may wait, a request may not.
+        self._context = contextvars.copy_context()
         self._failed: BaseException | None = None
         self.done = threading.Event()
         self.result: T
 
     def carry_out(self) -> None:
         try:
-            self.result = self._call()
+            self.result = self._context.run(self._call)
         except BaseException as exc:
             self._failed = exc
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 from collections.abc import Callable
@@ -13,13 +14,12 @@ __all__ = ["Threads", "in_a_loop"]
 log = logging.getLogger(__name__)
 
 
-class _Loop(threading.Thread):
-    """A thread of the daemon's own, which may wait as long as it takes."""
+_in_a_loop = contextvars.ContextVar("_in_a_loop", default=False)
 
 
 def in_a_loop() -> bool:
-    """Whether who asks is one of the daemon's loops, and no request that somebody waits for."""
-    return isinstance(threading.current_thread(), _Loop)
+    """Whether who asks is one of the daemon's loops, which may wait as long as it takes, and no request."""
+    return _in_a_loop.get()
 
 
 class Threads:
@@ -33,7 +33,7 @@ class Threads:
 
     def start(self, name: str, body: Callable[[], None], *, vital: bool = True) -> threading.Thread:
         """The end of a vital thread is the end of the daemon; any other may end, but not fail."""
-        thread = _Loop(target=self._guarded, args=(name, body, vital), name=name, daemon=True)
+        thread = threading.Thread(target=self._guarded, args=(name, body, vital), name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
         return thread
@@ -45,6 +45,7 @@ class Threads:
         return [thread.name for thread in self._threads if thread.is_alive()]
 
     def _guarded(self, name: str, body: Callable[[], None], vital: bool) -> None:
+        _in_a_loop.set(True)
         try:
             body()
         except Stopping:

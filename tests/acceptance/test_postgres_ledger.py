@@ -169,11 +169,11 @@ def test_a_server_that_starts_again_under_ledger_and_source_is_found_again(
     # Given a daemon with everything on one server, under load
     pg = private_pg
     daemon = start_on_notes(pg, new_daemon, ledger=ledger_in(pg, "the source's database"))
-    for number in range(30):
-        pg.execute("update notes set body = %s where id = %s", (f"words {number}", number % 20 + 1))
 
-    # When the server is killed and started again, more than once, then who asks meanwhile is told so
-    for turn in range(2):
+    # When the server is killed in the middle of work and started again, more than once, then who asks is told so
+    for turn in range(3):
+        for number in range(40):
+            pg.execute("update notes set body = %s where id = %s", (f"words {turn} {number}", number % 20 + 1))
         pg.server.stop("immediate")
         answer = daemon.post("/search", {"collection": "notes", "query": "words"})
         assert (answer.status_code, "not available" in answer.text) == (503, True)
