@@ -21,6 +21,7 @@ from cdc_agent.lsn import Lsn
 from cdc_agent.stream.jetstream import JetStream, remove
 from cdc_agent.stream.nats_link import NatsPlace
 from cdc_agent.stream.nats_server import SyncFacts, sync_facts
+from tests.support.certificates import Authority
 from tests.support.daemon import free_port
 from tests.support.nats import NatsServer, found_old
 from tests.support.tcp_proxy import TcpProxy
@@ -93,6 +94,23 @@ def test_who_we_are_is_asked(tmp_path: Path) -> None:
         assert "wrong" not in str(refused.value)
 
         JetStream(NatsPlace(urls=(closed.url,), user="cdc", password="secret"), "docs", hold_s=0.0).close()
+
+
+def test_the_server_proves_who_it_is(tmp_path: Path) -> None:
+    # Given a server with a certificate of an authority of ours
+    ours, others = (Authority.create(tmp_path, name) for name in ("ours", "others"))
+    ours.issue(tmp_path, "localhost")
+    options = f'tls {{ cert_file: "{tmp_path}/server.crt", key_file: "{tmp_path}/server.key" }}'
+    with NatsServer(tmp_path / "nats", options=options) as server:
+
+        def place(ca: Authority, host: str = "localhost") -> NatsPlace:
+            return NatsPlace(urls=(f"tls://{host}:{server.port}",), ca_file=ca.certificate, timeout_s=2.0)
+
+        # Then it is taken by who trusts that authority, under its name, and by nobody else
+        JetStream(place(ours), "docs", hold_s=0.0).close()
+        for wrong in (place(others), place(ours, "127.0.0.1")):
+            with pytest.raises(StreamUnavailable, match=r"(?i)certificate"):
+                JetStream(wrong, "docs", hold_s=0.0)
 
 
 @pytest.mark.parametrize(
