@@ -369,6 +369,39 @@ def test_garbage_is_deleted_until_the_store_has_said_so(desk: Desk) -> None:
     assert desk.ledger.garbage(10) == []
 
 
+def test_a_batch_that_adds_nothing_costs_no_transaction_before_its_flip(desk: Desk) -> None:
+    desk.write({"1": ("a", "en"), "2": ("b", "en")})
+    assert desk.ledger is not None
+    begun = desk.ledger.generation()
+
+    # When a document leaves, and nothing new comes
+    desk.write({"1": (None, "en")})
+
+    assert desk.ledger.generation() == begun
+    # And beside one that comes, it takes no ids
+    prepared = desk.begin({"2": (None, "en"), "3": ("c", "en")})
+    assert [document for _, document in prepared.records] == ["public.docs:3"]
+    assert [c for _, c in desk.ledger.intents(AGENT)] == [r.id for rs in prepared.records.values() for r in rs]
+
+
+def test_vectors_are_kept_with_the_ids_and_only_of_texts_that_are_written(desk: Desk) -> None:
+    # Given a text that was embedded and whose document was parked meanwhile, and one that is to be written
+    desk.number += 1
+    made = desk.plan("1", "a")
+    (written,), parked = made.hashes, text_hash("poison")
+    vectors = {digest: np.array([1, 0, 0, 0], dtype=np.float32) for digest in (written, parked)}
+
+    # When the batch begins, even in a process that is to stop
+    stopping = threading.Event()
+    stopping.set()
+    retrier = Retrier(stopping, Health(), Backoff(initial_s=0.0001, maximum_s=0.001))
+    desk.writer.begin([made], vectors, list(vectors), checkpoint=Checkpoint(offset=1), retrier=retrier)
+
+    # Then what was paid for is kept, and nothing that would never leave
+    assert desk.ledger is not None
+    assert set(desk.ledger.cached_vectors("f", vectors)) == {written}
+
+
 @pytest.mark.parametrize("part", ["manifests", "same", "letters", "resyncs"])
 def test_a_batch_is_empty_only_without_anything_to_record(part: str) -> None:
     # Whatever it is, a batch that holds it is written even where the position does not move.
