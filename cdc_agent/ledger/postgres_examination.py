@@ -13,8 +13,9 @@ import psycopg
 from psycopg import sql
 
 from cdc_agent.errors import CdcAgentError, LedgerError
+from cdc_agent.ledger.postgres_faults import error_of
 from cdc_agent.ledger.postgres_schema import STEPS, TablesMissing, put_aside, version_of
-from cdc_agent.ledger.postgres_server import SQL, conninfo_of, error_of, session_of
+from cdc_agent.ledger.postgres_server import SQL, conninfo_of, session_of
 
 __all__ = ["Found", "database_of", "examine", "is_there", "put_schema_aside"]
 

@@ -17,8 +17,9 @@ from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cdc_agent import queries
-from cdc_agent.errors import CdcAgentError, IdentityMismatch, LedgerError, LedgerFull, LedgerUnavailable
+from cdc_agent.errors import CdcAgentError, IdentityMismatch, LedgerError, LedgerUnavailable
 from cdc_agent.ledger import postgres_schema, rows
+from cdc_agent.ledger.postgres_faults import DAMAGE, error_of, first_line, is_lost
 from cdc_agent.ledger.postgres_schema import TablesMissing
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "Transaction",
     "columns",
     "conninfo_of",
-    "error_of",
     "read",
     "session_of",
     "spelt",
@@ -298,11 +298,11 @@ class LedgerServer:
         except psycopg.Error as exc:
             if isinstance(exc, _AGAIN):
                 raise _StoodInTheWay(error_of(exc)) from exc
-            if exc.sqlstate in _DAMAGE:
-                raise self._damaged(_first_line(exc)) from exc
+            if exc.sqlstate in DAMAGE:
+                raise self._damaged(first_line(exc)) from exc
             error = error_of(exc)
             error.__cause__ = exc
-            raise (_Lost(error) if isinstance(error, LedgerUnavailable) and _is_lost(exc) else error) from exc
+            raise (_Lost(error) if isinstance(error, LedgerUnavailable) and is_lost(exc) else error) from exc
         except (rows.Damaged, TablesMissing) as exc:
             raise self._damaged(exc) from exc
 
@@ -324,38 +324,6 @@ class _Lost(Exception):
 
 class _StoodInTheWay(_Lost):
     """Another transaction did."""
-
-
-#: SQLSTATEs of tables that are not as we made them: no such table or column; a page that cannot be read.
-_DAMAGE = frozenset({"42P01", "42703", "XX001", "XX002"})
-
-
-#: What passes: a session that waited too long in a transaction, a standby, out of memory or connections, a lock.
-_PASSING = frozenset({"25P03", "25006", "53200", "53300", "55P03"})
-
-
-def _is_lost(exc: psycopg.Error) -> bool:
-    """Whether a new connection may do at once: the server ended this one, or it broke."""
-    return exc.sqlstate is None or exc.sqlstate[:2] in ("08", "57") or exc.sqlstate == "25P03"
-
-
-def error_of(exc: psycopg.Error) -> LedgerError:
-    state, message = exc.sqlstate or "", _first_line(exc)
-    if state == "53100":
-        return LedgerFull(f"the disk under the ledger is full: {message}", hint="free space; work goes on by itself")
-    if (not state and "authentication failed" in message) or state in ("28000", "28P01"):
-        return LedgerUnavailable(f"the ledger's server refuses us: {message}", hint="check ledger.dsn and pg_hba.conf")
-    if not state or state[:2] in ("08", "57") or state in _PASSING:
-        return LedgerUnavailable(
-            f"the ledger's server is not available: {message}", hint="is it running, reachable and no standby?"
-        )
-    if state == "42501":
-        return LedgerError(f"the ledger refuses us: {message}", hint="see the grants in docs/OPERATIONS.md")
-    return LedgerError(f"the ledger failed: {message}", hint="look at the log of its server")
-
-
-def _first_line(exc: BaseException) -> str:
-    return (str(exc).strip().splitlines() or ["connection failed"])[0]
 
 
 def conninfo_of(dsn: str) -> str:

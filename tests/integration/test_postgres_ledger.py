@@ -610,6 +610,17 @@ class TestDeath:
 
         assert ledger.counts(C) == (5, 5)
 
+    def test_what_no_server_would_take_is_not_tried_for_ever(
+        self, pg: Database, opened: Callable[..., PostgresLedger]
+    ) -> None:
+        # Given a name with a NUL, which psycopg does not send
+        ledger = opened(pg)
+
+        with pytest.raises(LedgerError, match="NUL") as refused:
+            ledger.save_collection("a\0b", "f")
+
+        assert not refused.value.retryable
+
     def test_a_full_disk_is_told_apart_and_passes(self, pg: Database, opened: Callable[..., PostgresLedger]) -> None:
         # Given a server that has no space for one more intent
         ledger = opened(pg)
