@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,8 +303,9 @@ def test_a_batch_that_was_planned_ahead_survives_the_flip_of_the_one_before(desk
     desk.assert_clean()
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
 @pytest.mark.parametrize("refused", ["poison", "xx"], ids=["text", "metadata"])
-def test_a_refused_document_is_parked_alone_and_its_ids_are_given_back(desk: Desk, refused: str) -> None:
+def test_a_refused_document_is_parked_alone_and_its_ids_are_given_back(desk: Desk, refused: str, first: bool) -> None:
     # Given three documents of which the store refuses one
     desk.write({"1": ("a", "en"), "2": ("b", "en")})
     before = desk.manifest("1")
@@ -311,19 +313,46 @@ def test_a_refused_document_is_parked_alone_and_its_ids_are_given_back(desk: Des
     text, lang = ("poison", "en") if refused == "poison" else ("a", "xx")
 
     # When they are written
-    as_planned = desk.writer.write(desk.begin({"1": (text, lang), "2": ("c", "en"), "3": ("d", "en")}), desk.retrier)
+    changes: dict[str, tuple[str | None, str]] = {"2": ("c", "en"), "3": ("d", "en")}
+    prepared = desk.begin({"1": (text, lang)} | changes if first else changes | {"1": (text, lang)})
+    as_planned = desk.writer.write(prepared, desk.retrier)
 
     # Then the others are there, the refused one stays as it was, and the caller knows
     assert not as_planned
+    assert [p.pending.document_id for p in prepared.plans] == ["public.docs:2", "public.docs:3"]
     desk.wanted = {"1": ("a", "en"), "2": ("c", "en"), "3": ("d", "en")}
     desk.assert_clean()
     assert desk.ledger is not None
     [letter] = desk.ledger.dead_letters()
     assert (letter.document_id, letter.reason, letter.version) == ("public.docs:1", "rejected", Version(Lsn(200), 1))
+    assert letter.attempts == 1
     assert before is not None
     kept = desk.manifest("1")
     assert kept is not None
     assert (kept.version, kept.chunks, kept.column_hashes) == (before.version, before.chunks, b"")
+
+
+def test_a_refusal_in_one_collection_writes_nothing_of_another_into_it(desk: Desk) -> None:
+    # Given a batch over two collections, in one of which a text is refused
+    assert desk.ledger is not None
+    desk.store.open_collection("notes", dimensions=4, marker={"ledger": "x"})
+    notes = a_collection(max_tokens=1, template=Template("{body}"), name="notes")
+    desk.writer = IndexWriter(
+        agent=AGENT,
+        ledger=desk.ledger,
+        store=desk.store,
+        collections={"docs": COLLECTION, "notes": notes},
+        fingerprint="f",
+    )
+    desk.store.poison = {"poison"}
+    prepared = desk.begin({"1": ("poison", "en"), "2": ("a", "en")})
+    (place, records) = ("notes", "public.docs:9"), [replace(prepared.records["docs", "public.docs:2"][0], id="n#1.0")]
+    prepared.records[place] = records
+
+    desk.writer.write(prepared, desk.retrier)
+
+    assert [r.id for r in desk.store.everything("notes")] == ["n#1.0"]
+    assert "n#1.0" not in {r.id for r in desk.store.everything("docs")}
 
 
 def test_a_collection_that_was_deleted_by_hand_stops_everything(desk: Desk) -> None:
