@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ START_S = 60.0
 _TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 #: Ended by ``conftest`` with the session.
 NURSERY = Nursery()
+#: Whether coverage is taken, and how long a daemon may take to write its figures down.
+_MEASURED, _MEASURED_END_S = "COVERAGE_PROCESS_CONFIG" in os.environ, 20.0
 #: What this process has handed out: the next one that asks means another server.
 _HANDED_OUT: set[int] = set()
 
@@ -180,8 +183,15 @@ class DaemonProcess:
         self._process.send_signal(number)
 
     def close(self) -> None:
+        if self._process is None or not self.running:
+            return
+        self.signal(signal.SIGCONT)
+        if _MEASURED:
+            # One that is killed takes its figures with it.
+            self.signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_MEASURED_END_S)
         if self.running:
-            self.signal(signal.SIGCONT)
             self.kill()
 
     # -- questions -------------------------------------------------------------------------------------------
