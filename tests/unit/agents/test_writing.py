@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from cdc_agent.agents.folding import Pending
 from cdc_agent.agents.indexer import AGENT
-from cdc_agent.agents.planning import Plan, plan
+from cdc_agent.agents.planning import Collection, Plan, plan
 from cdc_agent.agents.writing import IndexWriter, Prepared, TaintedError
 from cdc_agent.documents.model import text_hash
 from cdc_agent.documents.rendering import Template
@@ -56,12 +55,12 @@ class Desk:
             agent=AGENT, ledger=self.ledger, store=self.store, collections={"docs": COLLECTION}, fingerprint="f"
         )
 
-    def manifest(self, key: str) -> Manifest | None:
+    def manifest(self, key: str, collection: str = "docs") -> Manifest | None:
         assert self.ledger is not None
-        return self.ledger.manifests("docs", [f"public.docs:{key}"]).get(f"public.docs:{key}")
+        return self.ledger.manifests(collection, [f"public.docs:{key}"]).get(f"public.docs:{key}")
 
-    def plan(self, key: str, body: str | None, lang: str = "en") -> Plan:
-        base = self.manifest(key)
+    def plan(self, key: str, body: str | None, lang: str = "en", collection: Collection = COLLECTION) -> Plan:
+        base = self.manifest(key, collection.spec.name)
         row = Row(a_relation(), raw((key, "", body, lang))) if body is not None else None
         pending = Pending(
             document_id=f"public.docs:{key}",
@@ -73,11 +72,13 @@ class Desk:
             row=row,
             touched=True,
         )
-        return plan(COLLECTION, pending, tainted=self.writer.tainted(base))
+        return plan(collection, pending, tainted=self.writer.tainted(base))
 
     def begin(self, changes: dict[str, tuple[str | None, str]]) -> Prepared:
         self.number += 1
-        plans = [self.plan(key, body, lang) for key, (body, lang) in changes.items()]
+        return self.begin_planned([self.plan(key, body, lang) for key, (body, lang) in changes.items()])
+
+    def begin_planned(self, plans: Sequence[Plan]) -> Prepared:
         texts = {p.hashes[i]: p.texts[i] for p in plans for i in p.new}
         vectors = {digest: np.array([1, len(text), 0, 0], dtype=np.float32) for digest, text in texts.items()}
         checkpoint = Checkpoint(offset=self.number, applied_lsn=Lsn(self.number * 100))
@@ -332,27 +333,42 @@ def test_a_refused_document_is_parked_alone_and_its_ids_are_given_back(desk: Des
     assert (kept.version, kept.chunks, kept.column_hashes) == (before.version, before.chunks, b"")
 
 
-def test_a_refusal_in_one_collection_writes_nothing_of_another_into_it(desk: Desk) -> None:
-    # Given a batch over two collections, in one of which a text is refused
+@pytest.fixture
+def beside(desk: Desk) -> Collection:
+    """A second collection that the writer of ``desk`` keeps."""
     assert desk.ledger is not None
     desk.store.open_collection("notes", dimensions=4, marker={"ledger": "x"})
-    notes = a_collection(max_tokens=1, template=Template("{body}"), name="notes")
-    desk.writer = IndexWriter(
-        agent=AGENT,
-        ledger=desk.ledger,
-        store=desk.store,
-        collections={"docs": COLLECTION, "notes": notes},
-        fingerprint="f",
-    )
+    notes = a_collection("notes", max_tokens=1, template=Template("{body}"))
+    both = {"docs": COLLECTION, "notes": notes}
+    desk.writer = IndexWriter(agent=AGENT, ledger=desk.ledger, store=desk.store, collections=both, fingerprint="f")
+    return notes
+
+
+def test_a_text_that_one_collection_refuses_is_not_written_into_it_from_another(desk: Desk, beside: Collection) -> None:
+    # Given a batch over two collections, in one of which a text is refused
     desk.store.poison = {"poison"}
-    prepared = desk.begin({"1": ("poison", "en"), "2": ("a", "en")})
-    (place, records) = ("notes", "public.docs:9"), [replace(prepared.records["docs", "public.docs:2"][0], id="n#1.0")]
-    prepared.records[place] = records
+    desk.number += 1
+    prepared = desk.begin_planned([desk.plan("1", "poison"), desk.plan("2", "a", collection=beside)])
 
     desk.writer.write(prepared, desk.retrier)
 
-    assert [r.id for r in desk.store.everything("notes")] == ["n#1.0"]
-    assert "n#1.0" not in {r.id for r in desk.store.everything("docs")}
+    assert desk.store.everything("docs") == []
+    assert [r.text for r in desk.store.everything("notes")] == ["a"]
+
+
+def test_metadata_that_two_collections_refuse_are_parked_once_in_each(desk: Desk, beside: Collection) -> None:
+    # Given a document in each of two collections, and metadata for both that are refused
+    for lang in ("en", "xx"):
+        desk.number += 1
+        plans = [desk.plan("1", "a", lang), desk.plan("2", "b", lang, beside)]
+        desk.writer.write(desk.begin_planned(plans), desk.retrier)
+        desk.store.poison = {"xx"}
+
+    assert desk.ledger is not None
+    assert [(letter.collection, letter.document_id) for letter in desk.ledger.dead_letters()] == [
+        ("docs", "public.docs:1"),
+        ("notes", "public.docs:2"),
+    ]
 
 
 def test_a_collection_that_was_deleted_by_hand_stops_everything(desk: Desk) -> None:
