@@ -15,6 +15,7 @@ import pytest
 
 from cdc_agent.errors import CdcAgentError, IdentityMismatch, JournalError, LedgerError, StreamError
 from cdc_agent.journal import file as journal_file
+from cdc_agent.journal.base import Reading
 from cdc_agent.journal.file import JournalFile
 from cdc_agent.ledger import file as ledger_file
 from cdc_agent.ledger.sqlite import SqliteLedger
@@ -22,6 +23,7 @@ from cdc_agent.lsn import Lsn
 from cdc_agent.sqlite_schema import Schema
 from cdc_agent.stream import sqlite as stream_file
 from cdc_agent.stream.sqlite import SqliteStream
+from tests.support.office import Office
 
 OLD = Path(__file__).parents[1] / "old_state"
 SCHEMAS = {"ledger": ledger_file.SCHEMA, "stream": stream_file.SCHEMA}
@@ -89,6 +91,32 @@ def test_an_old_file_holds_all_that_it_held(kind: str, old: Path, copy: Callable
     {"ledger": SqliteLedger, "stream": SqliteStream}[kind](tmp_path / "new.sqlite").close()
     assert version_of(path) == version_of(tmp_path / "new.sqlite") == len(SCHEMAS[kind].steps)
     assert tables_of(path) == tables_of(tmp_path / "new.sqlite")
+
+
+@pytest.mark.parametrize("old", old_files("journal"), ids=lambda path: path.stem)
+def test_an_old_journal_holds_all_that_it_held(old: Path, copy: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = copy(old)
+
+    # When it is opened today
+    office = Office(path)
+
+    # Then events, places, memory, dead letters and sagas are there
+    assert [event.id for event in office.said()] == ["e-1", "e-2", "e-3", "said"]
+    assert (office.desk.agents()["thanks"], office.desk.recall("thanks", "k")) == (2, {"n": 1})
+    assert [(letter.number, letter.event.id) for letter in office.desk.letters()] == [(2, "e-2")]
+    assert office.desk.reading() == Reading(offset=42, commit_lsn=400)
+    saga = office.book.load("refund-1")
+    assert saga is not None
+    assert (saga.start.data, saga.steps) == ({"cents": 100}, ("reserve~", "pay"))
+    office.file.close()
+    # And it is like a new one
+    JournalFile(tmp_path / "new.sqlite").close()
+    assert tables_of(path) == tables_of(tmp_path / "new.sqlite")
+
+
+def test_there_is_a_journal_of_every_version_there_was() -> None:
+    versions = range(1, len(journal_file.SCHEMA.steps) + 1)
+    assert [path.stem for path in old_files("journal")] == [f"journal-{n}" for n in versions]
 
 
 def test_a_journal_is_numbered_and_a_newer_one_is_refused(tmp_path: Path) -> None:
