@@ -21,6 +21,8 @@ from cdc_agent.source.connection import classify, connect
 __all__ = ["Catalog", "TableInfo", "WatchedTable"]
 
 _SQL = queries.load("cdc_agent.source", "catalog.sql")
+#: Who asks reads the log meanwhile: the server would end a connection that nobody answers on for a minute.
+ANSWER_TIMEOUT_S = 5.0
 #: Types below are pinned into every database, and none of them is a domain.
 _FIRST_UNPINNED_OID = 12_000
 #: No table has this oid.
@@ -193,7 +195,9 @@ class Catalog:
 
     def _connected(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
-            self._connection = connect(self._dsn, connect_timeout_s=self._connect_timeout_s)
+            self._connection = connect(
+                self._dsn, connect_timeout_s=self._connect_timeout_s, answer_timeout_s=ANSWER_TIMEOUT_S
+            )
         return self._connection
 
     def _table_info(self, row: Any) -> TableInfo:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Generator
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import pq
@@ -38,8 +40,43 @@ _DEFAULTS = {
 }
 
 
-def connect(dsn: str, *, replication: bool = False, connect_timeout_s: float = 10.0) -> psycopg.Connection[Any]:
-    """Open a connection in autocommit with pinned settings. Raises a ``SourceError`` kind, never psycopg's own."""
+T = TypeVar("T")
+
+
+class _Impatient(psycopg.Connection[Any]):
+    """Gives up on an answer. The kernel notices a dead host; it does not notice a proxy in between that takes
+    everything and passes nothing on."""
+
+    answer_timeout_s: float | None = None
+
+    def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
+        if self.answer_timeout_s is not None:
+            gen = _until(time.monotonic() + self.answer_timeout_s, gen)
+        return super().wait(gen, *args, **kwargs)
+
+
+def _until(deadline: float, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+    """The same steps; psycopg looks in several times a second also when nothing has come."""
+    wanted = next(gen)
+    while True:
+        ready = yield wanted
+        if not ready and time.monotonic() >= deadline:
+            gen.close()
+            raise psycopg.OperationalError("the server does not answer")
+        try:
+            wanted = gen.send(ready)
+        except StopIteration as ended:
+            result: T = ended.value
+            return result
+
+
+def connect(
+    dsn: str, *, replication: bool = False, connect_timeout_s: float = 10.0, answer_timeout_s: float | None = None
+) -> psycopg.Connection[Any]:
+    """Open a connection in autocommit with pinned settings. Raises a ``SourceError`` kind, never psycopg's own.
+
+    With ``answer_timeout_s`` a command that is not answered by then raises ``psycopg.OperationalError``.
+    """
     try:
         given = conninfo_to_dict(dsn)
     except psycopg.Error:
@@ -51,9 +88,11 @@ def connect(dsn: str, *, replication: bool = False, connect_timeout_s: float = 1
         params["replication"] = "database"
     try:
         # The walsender knows no prepared statements.
-        return psycopg.connect(make_conninfo("", **params), autocommit=True, prepare_threshold=None)
+        connection = _Impatient.connect(make_conninfo("", **params), autocommit=True, prepare_threshold=None)
     except psycopg.Error as exc:
         raise classify(exc) from exc
+    connection.answer_timeout_s = answer_timeout_s
+    return connection
 
 
 def classify(exc: psycopg.Error) -> SourceError:

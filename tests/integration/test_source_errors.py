@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 import psycopg
 import pytest
 
 from cdc_agent.errors import IdentityMismatch, SourceError, SourceUnavailable
 from cdc_agent.lsn import Lsn
-from cdc_agent.source import slot
+from cdc_agent.source import catalog, slot
 from cdc_agent.source.connection import classify
 from cdc_agent.source.pgoutput import PgOutputDecoder
 from cdc_agent.source.replication import ReplicationFeed, plugin_options
 from tests.support.postgres import Database
+from tests.support.tcp_proxy import TcpProxy
 
 
 @pytest.mark.parametrize(
@@ -74,3 +77,28 @@ def test_a_publication_is_known_by_its_oid(pg: Database) -> None:
     pg.execute("create publication p")
 
     assert 0 < first != slot.publication_oid(pg.dsn, "p") > 0
+
+
+@pytest.mark.fault("black-hole")
+def test_a_question_to_the_catalog_is_given_up_where_the_network_swallows_the_answer(
+    pg: Database, pg_proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a catalog that has been asked before, over a network that takes everything and passes nothing on
+    monkeypatch.setattr(catalog, "ANSWER_TIMEOUT_S", 0.5)
+    pg.execute("create table items (id int primary key)")
+    asked = catalog.Catalog(pg_proxy.dsn(pg.name), connect_timeout_s=2.0)
+    oid = asked.watch([("public", "items")])[0].oid
+    pg_proxy.blackhole()
+
+    # When the reader of the log needs to know a table
+    began = time.monotonic()
+    with pytest.raises(SourceUnavailable):
+        asked.by_oid(oid, refresh=True)
+
+    # Then it has an answer to that soon, and the right one once the network is back
+    assert time.monotonic() - began < 10
+    pg_proxy.let_through()
+    found = asked.by_oid(oid, refresh=True)
+    assert found is not None
+    assert found.name == "items"
+    asked.close()
