@@ -20,6 +20,7 @@ from cdc_agent.errors import CdcAgentError
 from cdc_agent.ledger.base import Ledger, Resync
 from cdc_agent.vectorstore.base import VectorStore
 from cdc_agent.vectorstore.finding import unfound
+from cdc_agent.vectorstore.records import pages
 from cdc_agent.vectorstore.wear import Wear
 
 __all__ = ["REASON", "Reach", "Reached"]
@@ -36,6 +37,10 @@ _WORN, _WORN_SHARE = 100, 0.05
 _CALM_S, _LATEST_S = 2.0, 60.0
 #: Documents that one page of a pass looks at, and chunks that the first look of a life does.
 _PAGE, _SAMPLE = 100, 100
+#: Chunks that one call of the store searches for: a document may have any number.
+_SEARCHES_PER_CALL = 100
+#: Pause after a pass that broke off.
+_AFTER_FAILURE_S = 5.0
 #: A pass rests so many times as long as a page of it took: searches of others come first.
 _REST = 4.0
 #: What was written anew is looked at again after the first of these, then after twice as long, up to the second.
@@ -54,6 +59,8 @@ class Reached:
 
 @dataclass(slots=True)
 class _State:
+    #: Whether some of its chunks were searched for in this life.
+    sampled: bool = False
     #: What ``Wear`` had counted when the last pass began.
     deleted: int = 0
     due_since: float | None = None
@@ -98,19 +105,27 @@ class Reach:
 
     def look_after(self, one: Reached) -> None:
         """Examine a collection if that is due."""
-        state = self._states.get(one.name)
-        if state is None:
-            # The life before may have ended between a deletion and the pass that was due then.
-            due = bool(self._sampled(one.name))
-            state = self._states[one.name] = _State(due_since=self._clock() if due else None)
+        state = self._states.setdefault(one.name, _State())
+        if self._clock() < state.not_before:
+            return
+        if not state.sampled:
+            self._first_look(one.name, state)
         if self._is_due(one.name, state):
+            state.not_before = self._clock() + _AFTER_FAILURE_S
             self._pass(one, state)
+
+    def _first_look(self, name: str, state: _State) -> None:
+        """The life before may have ended between a deletion and the pass that was due then."""
+        state.not_before = self._clock() + _AFTER_FAILURE_S
+        if self._sampled(name):
+            state.due_since = self._clock()
+        state.sampled, state.not_before = True, self._clock()
 
     def _is_due(self, name: str, state: _State) -> bool:
         now = self._clock()
         if state.due_since is None and self._is_worn(name, state):
             state.due_since = now
-        if state.due_since is None or now < state.not_before or self._is_mending(name):
+        if state.due_since is None or self._is_mending(name):
             return False
         return self._wear.calm_s(name) >= _CALM_S or now >= state.due_since + _LATEST_S
 
@@ -152,9 +167,11 @@ class Reach:
             for document_id, manifest in self._ledger.manifests(name, documents).items()
             for chunk in manifest.chunks
         }
-        records = self._store.get(name, list(owner), with_embeddings=True)
-        vectors = {record.id: record.embedding for record in records if record.embedding is not None}
-        missed = unfound(self._store, name, vectors)
+        missed: list[str] = []
+        for ids in pages(list(owner), _SEARCHES_PER_CALL):
+            records = self._store.get(name, ids, with_embeddings=True)
+            vectors = {record.id: record.embedding for record in records if record.embedding is not None}
+            missed += unfound(self._store, name, vectors)
         # What left the index meanwhile is not to be found.
         live = self._ledger.live(name, missed)
         return list(dict.fromkeys(owner[chunk_id] for chunk_id in missed if chunk_id in live))

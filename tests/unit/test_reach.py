@@ -31,12 +31,15 @@ class ShortsightedStore(MemoryStore):
         super().__init__()
         self.hidden: set[str] = set()
         self.searches = 0
+        #: For how many vectors each call asked.
+        self.searched: list[int] = []
         self.away = False
 
     def neighbours(self, collection: str, vectors: Any, *, k: int) -> list[list[tuple[str, float]]]:
         if self.away:
             raise StoreUnavailable("away")
         self.searches += 1
+        self.searched.append(len(vectors))
         found = super().neighbours(collection, vectors, k=k + len(self.hidden))
         return [[(i, score) for i, score in near if i not in self.hidden][:k] for near in found]
 
@@ -65,18 +68,18 @@ class House:
             clock=lambda: self.now,
         )
 
-    def add(self, *keys: str) -> None:
+    def add(self, *keys: str, chunks: int = 1) -> None:
         for key in keys:
             document = f"public.docs:{key}"
-            new = NewChunks(collection="docs", document_id=document, count=1)
+            new = NewChunks(collection="docs", document_id=document, count=chunks)
             generation, ids = self.ledger.begin_write([new], agent="indexer")
-            chunks = tuple(ChunkRef(i, b"0" * 16) for i in ids["docs", document])
-            vector = self._rng.standard_normal(8).astype(np.float32)
-            records = [Record(id=c.id, text=key, metadata={}, embedding=vector) for c in chunks]
+            refs = tuple(ChunkRef(i, b"0" * 16) for i in ids["docs", document])
+            vectors = self._rng.standard_normal((chunks, 8)).astype(np.float32)
+            records = [Record(id=c.id, text=key, metadata={}, embedding=v) for c, v in zip(refs, vectors, strict=True)]
             self.store.upsert("docs", records)
             version = Version(Lsn(generation), 0)
             manifest = Manifest(
-                collection="docs", document_id=document, version=version, xid=1, relation_oid=1, chunks=chunks
+                collection="docs", document_id=document, version=version, xid=1, relation_oid=1, chunks=refs
             )
             self.ledger.flip(
                 Flip(agent="indexer", checkpoint=Checkpoint(), generation=generation, manifests=[manifest])
@@ -84,7 +87,7 @@ class House:
 
     def hide(self, key: str) -> None:
         document = f"public.docs:{key}"
-        self.store.hidden |= {chunk.id for chunk in self.ledger.manifests("docs", [document])[document].chunks}
+        self.store.hidden.add(self.ledger.manifests("docs", [document])[document].chunks[-1].id)
 
     def look(self, at: float) -> list[tuple[str, ...]]:
         """Keys that are asked for at this look."""
@@ -174,6 +177,18 @@ def test_a_life_that_ended_before_it_had_looked_is_made_up_for(house: House) -> 
     assert house.look(1.0) == [("c",)]
 
 
+def test_a_store_that_is_away_at_the_start_is_asked_again_later(house: House) -> None:
+    house.hide("c")
+    house.reach = house.in_another_life()
+    house.store.away = True
+    with pytest.raises(StoreUnavailable):
+        house.look(1.0)
+    house.store.away = False
+
+    assert house.look(2.0) == []
+    assert house.look(6.0) == [("c",)]
+
+
 def test_a_store_that_is_away_is_asked_again_later(house: House) -> None:
     house.hide("b")
     house.wear.note_deleted("docs", 100)
@@ -183,7 +198,19 @@ def test_a_store_that_is_away_is_asked_again_later(house: House) -> None:
 
     house.store.away = False
 
-    assert house.look(101.0) == [("b",)]
+    # Not at once: it may be away because there is so much to do
+    assert house.look(101.0) == []
+    assert house.look(105.0) == [("b",)]
+
+
+def test_no_call_searches_for_more_than_a_hundred_chunks(house: House) -> None:
+    # Given a document of very many chunks, the last of which cannot be found
+    house.add("long", chunks=250)
+    house.hide("long")
+    house.wear.note_deleted("docs", 100)
+
+    assert house.look(100.0) == [("long",)]
+    assert max(house.store.searched) <= 100
 
 
 def test_what_many_others_are_as_close_as_is_not_lost() -> None:
