@@ -63,6 +63,18 @@ def transaction(lsn: int, *ordinals: int, size: int = 10, end: bool = True) -> T
 
 
 def versions(stream: JetStream) -> list[tuple[int, int]]:
+    """Of everything in the stream, once its server answers: it may have been started a moment ago."""
+
+    def read() -> list[list[tuple[int, int]]]:
+        try:
+            return [_versions(stream)]
+        except StreamUnavailable as exc:
+            raise AssertionError("NATS does not answer yet") from exc
+
+    return until(read, 60, "NATS to answer")[0]
+
+
+def _versions(stream: JetStream) -> list[tuple[int, int]]:
     offset, found = stream.first_offset() - 1, []
     while (batch := stream.read(offset, limit=1_000, wait_s=0)).events:
         found += [(int(e.version.commit_lsn), e.version.ordinal) for e in batch.events]

@@ -98,6 +98,8 @@ class _Run:
         self._record = record
         recent = Recent()
         self._writers = Writers(parts.pg, record, recent, seed=wanted.seed, rate=wanted.rate)
+        #: How much of which daemon's log was read.
+        self._read_of_log: tuple[Path | None, int] = (None, 0)
         self._readers = Readers(parts.pg, lambda: parts.daemon, record, recent, wanted.seed)
 
     def through(self) -> None:
@@ -161,9 +163,20 @@ class _Run:
         self._check_embedding()
 
     def _check_embedding(self) -> None:
-        again = self._parts.endpoint.again_undisturbed
+        again, gave_up = self._parts.endpoint.again_undisturbed, self._gave_up_waiting()
+        if again and gave_up:
+            # The endpoint had answered, too late on a machine with so much to do: the daemon asks once more.
+            self._record.count("embedded_again_after_a_slow_answer", len(again))
+            again.clear()
         while again:
             self._record.violation("embedded_again", again.pop())
+
+    def _gave_up_waiting(self) -> bool:
+        """Whether the daemon says that it did not get an answer of the model, since this was asked last."""
+        log = self._parts.daemon.log
+        since, self._read_of_log = self._read_of_log, (self._parts.daemon.log_path, len(log))
+        new = log[since[1] :] if since[0] == self._parts.daemon.log_path else log
+        return "retrying component=embedding" in new
 
     def _rest(self, number: int) -> None:
         self._record.say(f"cycle {number}: writers rest, the oracle compares")
