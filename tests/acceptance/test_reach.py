@@ -16,8 +16,8 @@ from tests.support.wait import until
 
 ITEMS = {"name": "items", "table": "public.items", "text": "{body}"}
 ROWS = 300
-#: Reloads until the store has lost something: half of them do it, so that it never does is as likely as a fair coin
-#: that falls on one side so often.
+#: Reloads until the store has lost something, which a quarter of them does or more (scripts/proof/lost_sight.py): that
+#: none of so many does is one case in five thousand.
 ROUNDS = 30
 
 
