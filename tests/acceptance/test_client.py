@@ -17,8 +17,9 @@ from sqlalchemy.orm import Session
 from cdc_agent.client import NOW, AsyncIndex, Index, IndexUnavailable, NotFreshYet, RequestRefused
 from cdc_agent.errors import UsageError
 from cdc_agent.lsn import Lsn
-from tests.support.daemon import DaemonProcess, free_port
+from tests.support.daemon import DaemonProcess
 from tests.support.oracle import assert_index_equals_table
+from tests.support.ports import free_port
 from tests.support.postgres import Database
 
 ARTICLES = {"name": "articles", "table": "public.articles", "text": "{title}", "metadata": ["lang"]}

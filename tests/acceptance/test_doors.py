@@ -18,9 +18,10 @@ import pytest
 
 from cdc_agent.lsn import Lsn
 from cdc_agent.vectorstore.chroma_server import ChromaServer
-from tests.support.daemon import DaemonProcess, free_port
+from tests.support.daemon import DaemonProcess
 from tests.support.fake_openai import FakeOpenAI, hang
 from tests.support.oracle import assert_index_equals_table, stored
+from tests.support.ports import free_port
 from tests.support.postgres import Database, Servers
 from tests.support.wait import until
 

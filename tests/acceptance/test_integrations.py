@@ -26,7 +26,8 @@ from cdc_agent.errors import UsageError
 from cdc_agent.integrations import langchain, llama_index
 from cdc_agent.integrations.hits import SOURCE_FIELDS
 from examples import chromadb_client, haystack_chroma, langchain_chroma_store, llama_index_chroma
-from tests.support.daemon import DaemonProcess, free_port
+from tests.support.daemon import DaemonProcess
+from tests.support.ports import free_port
 from tests.support.postgres import ALL_KINDS, Database, Servers
 from tests.support.wait import until
 

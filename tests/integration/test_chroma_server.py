@@ -22,6 +22,7 @@ from cdc_agent.vectorstore.chroma import ChromaStore
 from cdc_agent.vectorstore.chroma_server import ChromaServer, _serves
 from cdc_agent.vectorstore.locks import BLOCKED_S, Locks
 from cdc_agent.vectorstore.records import StoreBlocked
+from tests.support.ports import free_port
 from tests.support.wait import until
 
 EAST = np.array([1, 0], dtype=np.float32)
@@ -384,12 +385,6 @@ def test_a_process_that_only_has_the_number_of_a_leftover_is_let_be(tmp_path: Pa
     server = ChromaServer(tmp_path / "store")
     server.start()
     server.stop()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
 
 
 def connects(port: int) -> bool:

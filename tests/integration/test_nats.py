@@ -22,8 +22,8 @@ from cdc_agent.stream.jetstream import JetStream, remove
 from cdc_agent.stream.nats_link import NatsPlace
 from cdc_agent.stream.nats_server import SyncFacts, sync_facts
 from tests.support.certificates import Authority
-from tests.support.daemon import free_port
 from tests.support.nats import NatsServer, found_old
+from tests.support.ports import free_port
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.wait import until
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -23,9 +21,10 @@ from cdc_agent.config import Config, load
 from cdc_agent.lsn import Lsn
 from tests.support.interrupts import held
 from tests.support.nursery import Child, Nursery
+from tests.support.ports import free_port
 from tests.support.wait import until
 
-__all__ = ["DaemonProcess", "free_port"]
+__all__ = ["DaemonProcess", "merged"]
 
 START_S = 60.0
 #: Nothing here speaks TLS; without one of ours httpx reads all certificates of this machine for every request.
@@ -34,24 +33,6 @@ _TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 NURSERY = Nursery()
 #: Whether coverage is taken, and how long a daemon may take to write its figures down.
 _MEASURED, _MEASURED_END_S = "COVERAGE_PROCESS_CONFIG" in os.environ, 20.0
-#: Ports for what tests run: below those that `cdc_agent.demo.ports` draws from, a stretch for each worker, so that
-#: what is stopped for a moment finds its port free when it comes back.
-_STRETCH = 1_000
-_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
-_FIRST_PORT = 10_000 + (int(_WORKER.removeprefix("gw")) % 5 if _WORKER else os.getpid() % 5) * _STRETCH
-_ports = itertools.cycle(range(_FIRST_PORT, _FIRST_PORT + _STRETCH))
-
-
-def free_port() -> int:
-    """One that nobody listens on, and that this process has not handed out for a long time."""
-    for port in itertools.islice(_ports, _STRETCH):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
-    raise AssertionError(f"no free port between {_FIRST_PORT} and {_FIRST_PORT + _STRETCH}")
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from tests.support.certificates import Authority
-from tests.support.daemon import free_port
+from tests.support.ports import free_port
 from tests.support.wait import until
 
 __all__ = ["Mosquitto", "found"]

@@ -13,7 +13,7 @@ from typing import NoReturn, Self
 
 import pytest
 
-from tests.support.daemon import free_port
+from tests.support.ports import free_port
 from tests.support.wait import until
 
 __all__ = ["NatsServer", "found", "found_old"]

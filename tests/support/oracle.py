@@ -5,6 +5,7 @@ Missing, stale, torn, orphaned, doubled, wrong metadata, wrong vector: each show
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
@@ -37,6 +38,8 @@ Chunk = tuple[str, int, str, tuple[tuple[str, Any], ...]]
 
 #: Keys whose values depend on which commit wrote the chunk last.
 _VOLATILE = ("cdc_lsn", "cdc_commit_ts")
+#: What Chroma says of such a read, and how long the daemon may go on deleting.
+_MET_A_DELETE, _DELETING_S = "Error finding id", 20.0
 
 
 def assert_index_equals_table(
@@ -133,10 +136,20 @@ def row_satisfies(pg: Database, spec: CollectionSpec, row: Row) -> bool:
 def stored(config: Config, collection: str) -> dict[str, Sequence[Any]]:
     """Everything in one collection, read as a RAG app would: with Chroma's own client."""
     with _client(config) as client:
-        found = client.get_collection(collection, embedding_function=None).get(
-            include=["documents", "metadatas", "embeddings"]
-        )
+        found = _undisturbed(client.get_collection(collection, embedding_function=None))
         return {k: v if v is not None else [] for k, v in found.items()}
+
+
+def _undisturbed(collection: Any) -> Any:
+    """Chroma answers a read that meets a delete with an error; one that stays is what Chroma is left with."""
+    deadline = time.monotonic() + _DELETING_S
+    while True:
+        try:
+            return collection.get(include=["documents", "metadatas", "embeddings"])
+        except InternalError as exc:
+            if _MET_A_DELETE not in str(exc) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 @contextmanager
@@ -172,11 +185,7 @@ def _identifier(name: str) -> str:
 
 
 def _same(config: Config, spec: CollectionSpec, wanted: Sequence[Chunk]) -> bool:
-    try:
-        found = stored(config, spec.name)
-    except InternalError as exc:
-        # Chroma's answer to a read that meets a delete ("Error finding id"); the next one meets none.
-        raise AssertionError(str(exc)) from exc
+    found = stored(config, spec.name)
     actual: list[Chunk] = []
     for text, metadata in zip(found["documents"], found["metadatas"], strict=True):
         own = {k: v for k, v in metadata.items() if k not in _VOLATILE}

@@ -206,18 +206,23 @@ def test_a_chunk_that_nobody_names_is_seen_when_it_stays_and_nothing_excuses_it(
 # -- the rest -------------------------------------------------------------------------------------------------
 
 
-def test_a_text_that_is_embedded_twice_is_excused_by_a_disturbance_alone() -> None:
+def test_a_text_that_is_embedded_twice_is_excused_by_a_disturbance_and_by_another_life() -> None:
     endpoint = Endpoint()
-    request = Request(texts=("T u7 v1",), model="fake", authorization=None)
 
-    endpoint.note_success(request)
+    def embed(life: str) -> None:
+        endpoint.note_success(Request(texts=("T u7 v1",), model="fake", authorization=life))
+
+    embed("life-1")
     endpoint.disturb()
-    endpoint.note_success(request)
+    embed("life-1")
+    # What the first life asked for may be read when the next one has begun.
+    embed("life-2")
     assert endpoint.again_undisturbed == []
 
-    endpoint.note_success(request)
-    assert endpoint.again_undisturbed == ["T u7 v1"]
-    assert (endpoint.embedded, endpoint.again) == (3, 2)
+    embed("life-2")
+    (again,) = endpoint.again_undisturbed
+    assert again.startswith("'T u7 v1' of life-2")
+    assert (endpoint.embedded, endpoint.again, endpoint.again_for_another) == (4, 3, 1)
     endpoint._server.server_close()
 
 

@@ -94,7 +94,7 @@ def takeover(stage: Stage, rng: random.Random) -> None:
     first = stage.daemon
     second = stage.new_daemon(first.settings)
     second.port = first.port
-    second.start(ready=False)
+    second.start(ready=False, env=stage.new_life())
     stage.sleep(rng.uniform(0.2, 2.5))
     stage.take_over(second)
     stage.recover("takeover", indexed=False)

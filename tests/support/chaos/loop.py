@@ -44,6 +44,9 @@ _DEFECTS = {
     "orphaned": "orphaned",
     "vectors of": "stale",
 }
+#: What a daemon says that got no answer of the model in time, and how much of its log a report holds.
+_GAVE_UP = "retrying component=embedding"
+_LAST_WORDS = 6000
 _DEFECT = re.compile(rf"({'|'.join(_DEFECTS)}) [^\\]{{1,300}}")
 
 
@@ -74,6 +77,7 @@ def run(wanted: Wanted) -> dict[str, Any]:
                 record.counts["transactions_redelivered"] = parts.tap.redelivered
                 record.counts["chunks_embedded"] = parts.endpoint.embedded
                 record.counts["chunks_embedded_again"] = parts.endpoint.again
+                record.counts["chunks_embedded_for_a_life_that_was_over"] = parts.endpoint.again_for_another
     finally:
         servers.close()
     asked = {"seed": wanted.seed, "cycles": record.cycles, "plugin": wanted.plugin, "store": wanted.store}
@@ -163,20 +167,21 @@ class _Run:
         self._check_embedding()
 
     def _check_embedding(self) -> None:
-        again, gave_up = self._parts.endpoint.again_undisturbed, self._gave_up_waiting()
-        if again and gave_up:
+        again, said = self._parts.endpoint.again_undisturbed, self._said_since()
+        if again and _GAVE_UP in said:
             # The endpoint had answered, too late on a machine with so much to do: the daemon asks once more.
             self._record.count("embedded_again_after_a_slow_answer", len(again))
             again.clear()
+        if again:
+            self._record.say(f"what the daemon said meanwhile:\n{said[-_LAST_WORDS:]}")
         while again:
             self._record.violation("embedded_again", again.pop())
 
-    def _gave_up_waiting(self) -> bool:
-        """Whether the daemon says that it did not get an answer of the model, since this was asked last."""
+    def _said_since(self) -> str:
+        """What the daemon has logged since this was asked last."""
         log = self._parts.daemon.log
         since, self._read_of_log = self._read_of_log, (self._parts.daemon.log_path, len(log))
-        new = log[since[1] :] if since[0] == self._parts.daemon.log_path else log
-        return "retrying component=embedding" in new
+        return log[since[1] :] if since[0] == self._parts.daemon.log_path else log
 
     def _rest(self, number: int) -> None:
         self._record.say(f"cycle {number}: writers rest, the oracle compares")

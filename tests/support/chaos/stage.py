@@ -65,6 +65,7 @@ class Stage:
         self.store_was_full = False
         self._offset_at_start = 0
         self._daemons: list[DaemonProcess] = []
+        self._lives = 0
         self._look_again_at = 0.0
 
     # -- the daemon -------------------------------------------------------------------------------------------
@@ -107,8 +108,13 @@ class Stage:
         self.endpoint.disturb()
         self.late = False
         self._offset_at_start = self.observer.offset()
-        env = _MENDING if self.record.mending else {}
-        self.daemon.start(failpoint=failpoint, ready=False, env=env)
+        mending = _MENDING if self.record.mending else {}
+        self.daemon.start(failpoint=failpoint, ready=False, env=self.new_life() | mending)
+
+    def new_life(self) -> dict[str, str]:
+        """What tells one life of a daemon from another at the endpoint, for its environment."""
+        self._lives += 1
+        return {"CDC_AGENT_EMBEDDING__API_KEY": f"life-{self._lives}"}
 
     def close(self) -> None:
         for daemon in self._daemons:
