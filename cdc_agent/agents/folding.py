@@ -101,7 +101,7 @@ class Fold:
         born = event.op is Op.CREATE and pending.base is None and not pending.touched
         self._advance(pending, event)
         pending.born = born
-        pending.created = event.op is Op.CREATE or moved or (pending.created and pending.row is not None)
+        pending.created = pending.created or event.op is Op.CREATE or moved
         pending.row = filled(after, [row for row in (known, event.before) if row is not None])
 
     def _delete(self, event: ChangeEvent, key: tuple[str, ...] | None, *, keep_row: bool = False) -> Pending | None:
@@ -142,7 +142,8 @@ class Fold:
         known_later = pending.snapshot is not None and not snapshot.not_before(Snapshot.parse(pending.snapshot))
         if not known_later and snapshot.sees(pending.xid):
             self._advance(pending, event)
-            pending.xid, pending.snapshot, pending.row = 0, event.snapshot, None
+            pending.xid, pending.snapshot = 0, event.snapshot
+            pending.row, pending.created = None, False
 
     def gone(self, found: str, event: ChangeEvent, *, since: Snapshot, epoch: int) -> None:
         """A document that a whole resync never met. It is gone unless the index learned of it after ``since``, the

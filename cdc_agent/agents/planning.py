@@ -79,11 +79,6 @@ class Plan:
     #: The chunks are those that the document has.
     same: bool = False
 
-    @property
-    def writes(self) -> bool:
-        """Whether the store is involved at all."""
-        return bool(self.new or self.moved)
-
     def manifest(self, new_ids: Sequence[str]) -> Manifest:
         """The manifest once the new chunks have ids."""
         p = self.pending

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -234,6 +235,59 @@ def test_a_row_that_moves_to_a_key_where_another_one_stood_takes_nothing_from_th
     assert moved.row.raw[2] is UNCHANGED
 
 
+def test_a_row_that_moves_to_where_another_one_still_stands_takes_nothing_from_that_either() -> None:
+    # Given a key whose uniqueness is checked at the end of the transaction, and a row there whose values are known
+    fold = fold_with(manifest("1", deleted=True, snapshot="60:60:"), manifest("2"))
+    fold.change(event(Op.UPDATE, 1, after=(b"2", b"two", b"long two", b"en")))
+
+    # When another row moves there, which the index knows to have left its place
+    fold.change(event(Op.UPDATE, 2, before=KEY_ONLY, after=(b"2", b"one", UNCHANGED, b"en")))
+
+    # Then it does not get the long value of the one that stood there
+    moved = fold.pending[f"{TABLE}:2"]
+    assert moved.row is not None
+    assert moved.row.raw == (b"2", b"one", UNCHANGED, b"en")
+
+
+WHOLE = (b"1", b"t", b"b", b"en")
+
+
+def test_a_row_is_new_at_its_key_from_its_insert_until_it_is_gone() -> None:
+    fold = fold_with(manifest("1"))
+    images: dict[Op, Any] = {Op.CREATE: {"after": WHOLE}, Op.UPDATE: {"after": WHOLE}, Op.DELETE: {"before": KEY_ONLY}}
+    seen = []
+    for place, op in enumerate([Op.UPDATE, Op.UPDATE, Op.DELETE, Op.CREATE, Op.UPDATE, Op.TRUNCATE, Op.CREATE], 1):
+        fold.change(event(op, place, **images.get(op, {})))
+        seen.append(fold.pending[f"{TABLE}:1"].created)
+    fold.absent(replace(read("70:70:"), op=Op.MESSAGE, after=None), ("1",))
+
+    assert seen == [False, False, False, True, True, False, True]
+    assert not fold.pending[f"{TABLE}:1"].created
+
+
+@pytest.mark.parametrize(
+    ("born", "known", "changes"),
+    [
+        (True, [], [event(Op.CREATE, after=WHOLE)]),
+        (False, [], [event(Op.UPDATE, after=WHOLE)]),
+        (False, [manifest("1", deleted=True)], [event(Op.CREATE, after=WHOLE)]),
+        (False, [], [event(Op.DELETE, before=KEY_ONLY), event(Op.CREATE, 2, after=WHOLE)]),
+        (False, [], [event(Op.CREATE, after=WHOLE), event(Op.UPDATE, 2, after=WHOLE)]),
+    ],
+    ids=["an insert", "an update", "an insert over a tombstone", "a row that comes back", "an insert and an update"],
+)
+def test_a_document_is_born_when_nothing_but_one_insert_is_known_of_it(
+    born: bool, known: list[Manifest], changes: list[ChangeEvent]
+) -> None:
+    # Everything else that ends outside of `where` needs a tombstone, which keeps older reads out
+    fold = fold_with(*known)
+
+    for change in changes:
+        fold.change(change)
+
+    assert fold.pending[f"{TABLE}:1"].born is born
+
+
 def test_two_rows_that_change_places_do_not_mix() -> None:
     fold = fold_with(manifest("1"), manifest("2"))
 
@@ -312,6 +366,53 @@ def test_a_read_that_saw_the_last_change_wins() -> None:
     assert (pending.epoch, pending.snapshot, pending.xid, pending.from_resync) == (3, "70:70:", 0, True)
 
 
+def test_a_read_takes_the_place_of_what_was_pending_and_a_change_behind_it_takes_its() -> None:
+    fold = fold_with()
+    fold.change(event(Op.CREATE, after=WHOLE))
+
+    fold.change(read("70:70:"))
+
+    [pending] = fold.pending.values()
+    assert pending.row == read("70:70:").after
+    assert (pending.created, pending.born, pending.from_resync) == (False, False, True)
+    assert (pending.version, pending.commit_ts_us) == (Version(Lsn(900), 1), 1)
+
+    fold.change(replace(event(Op.UPDATE, xid=75, lsn=950, relation=a_relation(2), after=WHOLE), commit_ts_us=9))
+    assert (pending.from_resync, pending.snapshot, pending.xid, pending.relation_oid) == (False, None, 75, 2)
+    assert (pending.first_commit_ts_us, pending.commit_ts_us) == (1, 9)
+
+
+def test_what_is_to_be_written_anew_stays_so_whatever_is_read_behind() -> None:
+    fold = fold_with(manifest("1", xid=60), manifest("2"))
+
+    # Also when the read itself is too old to be taken
+    fold.change(read("60:70:60"), rewrite=True)
+    fold.change(read("80:80:", lsn=901))
+    fold.change(read("80:80:", lsn=902, key=b"2"))
+
+    assert [p.rewrite for p in fold.pending.values()] == [True, False]
+
+
+def test_the_epoch_of_a_document_never_goes_back() -> None:
+    fold = fold_with(manifest("1", epoch=5))
+
+    fold.change(read("70:70:"), epoch=3)
+
+    assert fold.pending[f"{TABLE}:1"].epoch == 5
+
+
+def test_a_document_that_was_put_off_goes_on_from_where_it_stood() -> None:
+    put_off = fold_with()
+    put_off.change(event(Op.CREATE, after=(b"1", b"t", b"long", b"en")))
+    fold = replace(fold_with(), resume=put_off.pending.get, pending={})
+
+    fold.change(event(Op.UPDATE, 2, after=(b"1", b"t", UNCHANGED, b"de")))
+
+    [pending] = fold.pending.values()
+    assert pending.row is not None
+    assert pending.row.raw == (b"1", b"t", b"long", b"de")
+
+
 def test_a_read_that_missed_the_last_change_is_only_noted() -> None:
     # Given a change that was in the log, but not visible to the read
     fold = fold_with(manifest("1", xid=60))
@@ -322,6 +423,19 @@ def test_a_read_that_missed_the_last_change_is_only_noted() -> None:
     assert not pending.touched
     assert pending.epoch == 3
     assert pending.version == Version(Lsn(100), 1)
+
+
+@pytest.mark.parametrize(
+    "unusable",
+    [replace(read("70:70:"), after=None), replace(read("70:70:"), snapshot=None)],
+    ids=["without a row", "without a snapshot"],
+)
+def test_a_read_that_says_too_little_is_left_out(unusable: ChangeEvent) -> None:
+    fold = fold_with(manifest("1", xid=10))
+
+    fold.change(unusable)
+
+    assert fold.pending == {}
 
 
 def test_a_read_that_missed_a_deletion_does_not_bring_the_row_back() -> None:
@@ -340,6 +454,15 @@ def test_an_older_read_does_not_replace_a_newer_one() -> None:
     assert not any(p.touched for p in fold.pending.values())
 
 
+def test_a_newer_read_replaces_an_older_one() -> None:
+    fold = fold_with(manifest("1", xid=0, snapshot="60:60:"), manifest("2", xid=0, snapshot="60:60:"))
+
+    fold.change(read("70:70:"))
+    fold.absent(replace(read("70:70:"), op=Op.MESSAGE, after=None), ("2",))
+
+    assert [p.snapshot for p in fold.pending.values() if p.touched] == ["70:70:", "70:70:"]
+
+
 def test_a_change_that_a_read_has_seen_is_skipped_and_the_next_one_is_not() -> None:
     fold = fold_with(manifest("1", xid=0, snapshot="55:60:55,57"))
 
@@ -353,19 +476,37 @@ def test_a_change_that_a_read_has_seen_is_skipped_and_the_next_one_is_not() -> N
 
 def test_what_a_whole_resync_never_met_is_gone_unless_it_came_later() -> None:
     since = "50:50:"
-    old, met, changed, newly_read = (
+    known = (
         manifest("1", xid=10, epoch=1),
         manifest("2", xid=10, epoch=3),
         manifest("3", xid=55, epoch=1),
         manifest("4", xid=0, epoch=1, snapshot="60:60:"),
+        manifest("5", xid=10, epoch=1, deleted=True),
     )
-    fold = fold_with(old, met, changed, newly_read)
+    fold = fold_with(*known)
     done = replace(read(since), op=Op.MESSAGE, relation=None, after=None)
 
-    for found in (old, met, changed, newly_read):
+    for found in known:
         fold.gone(found.document_id, done, since=Snapshot.parse(since), epoch=3)
 
     assert [found[-1] for found, p in fold.pending.items() if p.touched] == ["1"]
+
+
+def test_what_changed_in_this_batch_is_gone_too_when_a_whole_resync_never_met_it() -> None:
+    # Given a row that was put there and one that was deleted, in transactions that the resync could see
+    fold = fold_with()
+    fold.change(event(Op.CREATE, 1, after=WHOLE))
+    fold.change(event(Op.DELETE, 2, before=(b"2", *KEY_ONLY[1:])))
+    done = replace(read("60:60:"), op=Op.MESSAGE, after=None)
+
+    for found in list(fold.pending):
+        fold.gone(found, done, since=Snapshot.parse("60:60:"), epoch=3)
+
+    there, deleted = fold.pending.values()
+    assert (there.row, there.created, there.version) == (None, False, Version(Lsn(900), 1))
+    assert deleted.version == Version(Lsn(500), 2)
+    # A message names the table that the resync reads, and not the partition that the row was in
+    assert there.relation_oid == 1
 
 
 def test_a_key_that_a_resync_did_not_find_is_gone_if_it_could_have_seen_it() -> None:
@@ -376,6 +517,23 @@ def test_a_key_that_a_resync_did_not_find_is_gone_if_it_could_have_seen_it() -> 
 
     assert {found[-1]: p.touched for found, p in fold.pending.items()} == {"1": True, "2": False, "3": True}
     assert all(p.row is None for p in fold.pending.values())
+    assert [(p.xid, p.snapshot) for p in fold.pending.values()] == [(0, "70:80:75"), (75, None), (0, "70:80:75")]
+
+
+def test_a_key_that_a_resync_did_not_find_is_not_gone_if_a_later_read_did() -> None:
+    fold = fold_with(manifest("1", xid=0, snapshot="90:90:"))
+
+    fold.absent(replace(read("70:70:"), op=Op.MESSAGE, after=None), ("1",))
+
+    assert not fold.pending[f"{TABLE}:1"].touched
+
+
+def test_a_single_key_with_a_comma_is_the_one_that_was_sent() -> None:
+    fold = fold_with()
+
+    fold.change(event(Op.CREATE, after=(b"a,b", b"t", b"b", b"en")))
+
+    assert [p.key for p in fold.pending.values()] == [("a,b",)]
 
 
 @given(st.lists(st.text("a,%2C5", max_size=6), min_size=2, max_size=4).map(tuple))

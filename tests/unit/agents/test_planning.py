@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cdc_agent.agents.folding import Pending
-from cdc_agent.agents.planning import Collection, Plan, chunk_metadata, needs_row, plan
+from cdc_agent.agents.planning import Collection, Plan, chunk_metadata, expected, light_plan, needs_row, plan
 from cdc_agent.documents.predicate import Predicate
 from cdc_agent.documents.rendering import Template
 from cdc_agent.errors import RenderError
@@ -91,7 +91,7 @@ def test_a_row_that_renders_the_same_costs_nothing() -> None:
 
     made = replanned(a_row(), base)
 
-    assert not made.writes
+    assert (list(made.new), made.moved) == ([], {})
     assert made.manifest([]).chunks == base.chunks
     assert made.manifest([]).version == Version(Lsn(500), 1)
 
@@ -164,7 +164,7 @@ def test_bookkeeping_alone_changes_nothing_but_the_books() -> None:
 
     made = replanned(None, base, touched=False, epoch=9, snapshot="1:2:")
 
-    assert not made.writes
+    assert (list(made.new), made.moved) == ([], {})
     assert made.manifest([]) == replace(base, version=Version(Lsn(500), 1), xid=50, epoch=9, snapshot="1:2:")
 
 
@@ -174,11 +174,12 @@ def test_bookkeeping_of_a_tombstone_does_not_bring_it_back() -> None:
     assert replanned(None, tombstone, touched=False).manifest([]).deleted
 
 
-def test_chunks_with_a_write_under_way_are_not_kept() -> None:
+@pytest.mark.parametrize("row", [a_row(), a_row(lang=b"de")], ids=["nothing changed", "other metadata"])
+def test_chunks_with_a_write_under_way_are_not_kept(row: Row) -> None:
     base = indexed(a_row())
     doubtful = base.chunks[0].id
 
-    made = replanned(a_row(lang=b"de"), base, tainted=frozenset({doubtful}))
+    made = replanned(row, base, tainted=frozenset({doubtful}))
 
     assert doubtful not in made.kept.values()
     assert doubtful not in made.moved
@@ -228,6 +229,7 @@ TOMBSTONE = replace(BASE, deleted=True, chunks=())
 FORGETFUL = replace(BASE, column_hashes=b"")
 WHERE = a_collection(max_tokens=2, predicate=Predicate("lang <> 'xx'"), metadata=())
 NUMBER = a_collection(max_tokens=2, template=Template("{title} {score}"))
+BOTH = a_collection(max_tokens=2, template=Template("{title} {lang}"))
 
 
 @pytest.mark.parametrize(
@@ -249,6 +251,12 @@ NUMBER = a_collection(max_tokens=2, template=Template("{title} {score}"))
         (True, COLLECTION, a_row(lang=UNCHANGED), {"base": BASE}),
         (True, WHERE, a_row(lang=UNCHANGED), {"base": indexed(a_row(), WHERE)}),
         (True, NUMBER, a_row(score=UNCHANGED), {"base": indexed(a_row(), NUMBER)}),
+        (True, BOTH, a_row(lang=UNCHANGED), {"base": indexed(a_row(), BOTH)}),
+        (True, COLLECTION, a_row(body=UNCHANGED), {"base": BASE, "rewrite": True}),
+        (False, COLLECTION, a_row(), {"base": BASE, "rewrite": True}),
+        (True, COLLECTION, None, {"base": BASE, "rewrite": True, "touched": False}),
+        (False, COLLECTION, None, {"base": TOMBSTONE, "rewrite": True, "touched": False}),
+        (False, COLLECTION, None, {"base": BASE, "touched": False}),
     ],
     ids=[
         "everything was sent",
@@ -267,6 +275,12 @@ NUMBER = a_collection(max_tokens=2, template=Template("{title} {score}"))
         "a metadata column",
         "a column of where",
         "a number that may be NaN",
+        "a column of the text that is metadata, too",
+        "all is to be written anew, and a long column is not here",
+        "all is to be written anew, and everything was sent",
+        "all is to be written anew, and the read was older than the index",
+        "the same of a document that is gone",
+        "nothing but bookkeeping of a document that is indexed",
     ],
 )
 def test_when_a_row_is_read_again(wanted: bool, collection: Collection, row: Row | None, more: dict[str, Any]) -> None:
@@ -286,6 +300,79 @@ def test_null_and_empty_are_different_values_of_a_column() -> None:
     base = indexed(a_row(title=None))
 
     assert needs_row(COLLECTION, pending(a_row(title=b"", body=UNCHANGED), base), tainted=False)
+
+
+def test_a_long_column_that_nobody_needs_does_not_hide_that_the_text_changed() -> None:
+    made = replanned(a_row(score=UNCHANGED, body=b"five six"), BASE)
+
+    assert [made.texts[i] for i in made.new] == ["five six"]
+
+
+# -- what needs no model ----------------------------------------------------------------------------------------
+
+WHERE_BASE = indexed(a_row(), WHERE)
+GONE = a_row({name: oid for name, oid in COLUMNS.items() if name != "title"})
+
+
+@pytest.mark.parametrize(
+    ("collection", "found"),
+    [
+        (COLLECTION, pending(a_row(lang=b"de"), BASE)),
+        (COLLECTION, pending(a_row(body=UNCHANGED, lang=b"de"), BASE)),
+        (COLLECTION, pending(None, BASE)),
+        (WHERE, pending(a_row(lang=b"xx", body=b"five"), WHERE_BASE)),
+    ],
+    ids=[
+        "other metadata",
+        "other metadata, and a long column is not here",
+        "gone",
+        "outside of where, with other text",
+    ],
+)
+def test_a_document_that_needs_no_model_is_planned_as_in_its_turn(collection: Collection, found: Pending) -> None:
+    made = light_plan(collection, found, tainted=frozenset())
+
+    assert made == plan(collection, found)
+    assert made is not None
+    assert list(made.new) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "tainted"),
+    [
+        (pending(None, None), set()),
+        (pending(None, TOMBSTONE), set()),
+        (pending(a_row(lang=b"de"), BASE, rewrite=True), set()),
+        (pending(a_row(lang=UNCHANGED), BASE), set()),
+        (pending(a_row(body=b"five"), BASE), set()),
+        (pending(a_row(body=UNCHANGED), BASE), {BASE.chunks[0].id}),
+        (pending(a_row(lang=b"de"), BASE), {BASE.chunks[0].id}),
+        (pending(GONE, BASE), set()),
+    ],
+    ids=[
+        "nothing to be removed",
+        "it is gone already",
+        "all is to be written anew",
+        "the row is to be read again",
+        "another text",
+        "a write in place may be under way, and a long column is not here",
+        "a write in place may be under way",
+        "it cannot be rendered",
+    ],
+)
+def test_a_document_that_needs_more_waits_for_its_turn(found: Pending, tainted: set[str]) -> None:
+    assert light_plan(COLLECTION, found, tainted=frozenset(tainted)) is None
+
+
+# -- what an audit compares with --------------------------------------------------------------------------------
+
+
+def test_what_is_expected_of_a_row_is_what_is_planned_for_it() -> None:
+    found, made = expected(WHERE, a_row()), plan(WHERE, pending(a_row()))
+
+    assert found is not None
+    assert (found.hashes, found.metadata, found.metadata_hash) == (made.hashes, made.metadata, made.metadata_hash)
+    assert expected(WHERE, a_row(lang=b"xx")) is None
 
 
 # -- what cannot be rendered ------------------------------------------------------------------------------------
