@@ -153,6 +153,14 @@ def test_a_document_that_comes_back_is_written_whole() -> None:
     assert len(made.new) == len(made.texts) > 0
 
 
+@pytest.mark.parametrize("row", [a_row(), a_row(lang=b"de"), a_row(body=b"one two three five")])
+def test_what_is_to_be_written_anew_keeps_no_chunk(row: Row) -> None:
+    made = replanned(row, indexed(a_row()), rewrite=True)
+
+    assert (made.kept, made.moved) == ({}, {})
+    assert list(made.new) == list(range(len(made.texts))) != []
+
+
 def test_a_text_of_nothing_is_a_document_without_chunks() -> None:
     made = plan(COLLECTION, pending(a_row(title=b"", body=None)))
 
