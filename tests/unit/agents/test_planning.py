@@ -92,6 +92,8 @@ def test_a_row_that_renders_the_same_costs_nothing() -> None:
     made = replanned(a_row(), base)
 
     assert (list(made.new), made.moved) == ([], {})
+    assert made.same
+    assert list(made.texts) == []
     assert made.manifest([]).chunks == base.chunks
     assert made.manifest([]).version == Version(Lsn(500), 1)
 
@@ -351,6 +353,7 @@ def test_a_document_that_needs_no_model_is_planned_as_in_its_turn(collection: Co
         (pending(None, None), set()),
         (pending(None, TOMBSTONE), set()),
         (pending(a_row(lang=b"de"), BASE, rewrite=True), set()),
+        (pending(None, BASE, rewrite=True, touched=False), set()),
         (pending(a_row(lang=UNCHANGED), BASE), set()),
         (pending(a_row(body=b"five"), BASE), set()),
         (pending(a_row(body=UNCHANGED), BASE), {BASE.chunks[0].id}),
@@ -361,6 +364,7 @@ def test_a_document_that_needs_no_model_is_planned_as_in_its_turn(collection: Co
         "nothing to be removed",
         "it is gone already",
         "all is to be written anew",
+        "all is to be written anew, and the read was older than the index",
         "the row is to be read again",
         "another text",
         "a write in place may be under way, and a long column is not here",
