@@ -297,12 +297,7 @@ def _matches(collection: Collection, row: Row) -> bool:
         raise RenderError(
             f"column {', '.join(sorted(gone))} of {collection.table} is gone", hint="correct `collections[].where`"
         )
-    try:
-        return predicate.matches(row)
-    except (KeyError, UnicodeDecodeError) as exc:
-        raise RenderError(
-            f"`where` of {collection.name} cannot be decided: {exc}", hint="correct it or the row"
-        ) from exc
+    return predicate.matches(row)
 
 
 def _predicate(spec: CollectionSpec) -> frozenset[str]:

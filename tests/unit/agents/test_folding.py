@@ -521,6 +521,14 @@ def test_a_key_that_a_resync_did_not_find_is_gone_if_it_could_have_seen_it() -> 
     assert [(p.xid, p.snapshot) for p in fold.pending.values()] == [(0, "70:80:75"), (75, None), (0, "70:80:75")]
 
 
+def test_a_key_that_was_not_found_in_an_unknown_state_is_not_gone() -> None:
+    fold = fold_with(manifest("1", xid=10))
+
+    fold.absent(replace(read("70:70:"), op=Op.MESSAGE, after=None, snapshot=None), ("1",))
+
+    assert not fold.pending[f"{TABLE}:1"].touched
+
+
 def test_a_key_that_a_resync_did_not_find_is_not_gone_if_a_later_read_did() -> None:
     fold = fold_with(manifest("1", xid=0, snapshot="90:90:"))
 

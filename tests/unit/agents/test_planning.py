@@ -178,6 +178,21 @@ def test_bookkeeping_alone_changes_nothing_but_the_books() -> None:
     assert made.manifest([]) == replace(base, version=Version(Lsn(500), 1), xid=50, epoch=9, snapshot="1:2:")
 
 
+def test_bookkeeping_of_what_is_not_known_leaves_a_tombstone() -> None:
+    made = plan(COLLECTION, pending(None, None, touched=False))
+
+    assert made.manifest([]).deleted
+
+
+def test_what_is_compared_with_the_manifests_of_older_versions_is_as_it_was() -> None:
+    # Another hash, and every document that there is would be written once more
+    found = indexed(a_row())
+
+    assert found.metadata_hash.hex() == "543a45b72ccf1fd1113a537548b81742"
+    assert found.column_hashes.hex() == "20ff6949b3a574f888f567e51c10fbb9"
+    assert found.chunks[0].text_hash.hex() == "883e609a05d85c187a019cad93c12237"
+
+
 def test_bookkeeping_of_a_tombstone_does_not_bring_it_back() -> None:
     tombstone = replace(indexed(a_row()), deleted=True, chunks=())
 
@@ -410,3 +425,8 @@ def test_a_column_of_where_that_is_gone_is_an_error_and_not_a_deletion() -> None
 def test_bytes_that_are_no_text_are_an_error() -> None:
     with pytest.raises(RenderError, match="title"):
         replanned(a_row(title=b"caf\xe9"), BASE)
+
+
+def test_bytes_that_are_no_text_decide_no_where() -> None:
+    with pytest.raises(RenderError, match="lang.*predicate cannot judge"):
+        replanned(a_row(lang=b"caf\xe9"), WHERE_BASE, WHERE)
