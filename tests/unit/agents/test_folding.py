@@ -483,6 +483,7 @@ def test_what_a_whole_resync_never_met_is_gone_unless_it_came_later() -> None:
         manifest("3", xid=55, epoch=1),
         manifest("4", xid=0, epoch=1, snapshot="60:60:"),
         manifest("5", xid=10, epoch=1, deleted=True),
+        manifest("6", xid=0, epoch=1, snapshot="40:40:"),
     )
     fold = fold_with(*known)
     done = replace(read(since), op=Op.MESSAGE, relation=None, after=None)
@@ -490,7 +491,7 @@ def test_what_a_whole_resync_never_met_is_gone_unless_it_came_later() -> None:
     for found in known:
         fold.gone(found.document_id, done, since=Snapshot.parse(since), epoch=3)
 
-    assert [found[-1] for found, p in fold.pending.items() if p.touched] == ["1"]
+    assert [found[-1] for found, p in fold.pending.items() if p.touched] == ["1", "6"]
 
 
 def test_what_changed_in_this_batch_is_gone_too_when_a_whole_resync_never_met_it() -> None:

@@ -428,5 +428,5 @@ def test_bytes_that_are_no_text_are_an_error() -> None:
 
 
 def test_bytes_that_are_no_text_decide_no_where() -> None:
-    with pytest.raises(RenderError, match="lang.*predicate cannot judge"):
+    with pytest.raises(RenderError, match=r"lang.*predicate cannot judge"):
         replanned(a_row(lang=b"caf\xe9"), WHERE_BASE, WHERE)
