@@ -357,6 +357,15 @@ class TestQuestions:
             assert ledger.known(C, [chunk]) == {chunk}
             assert [c.id for c in ledger.manifests(C, [name])[name].chunks] == [chunk]
 
+    def test_strange_documents_are_found_among_many_others(self, ledger: Ledger) -> None:
+        names = [*(f"public.t:{n}" for n in range(9)), "public.t:\u0000", "public.t:\u0000x", "public.t:'\\"]
+        for name in names:
+            write(ledger, name, 1)
+
+        found = ledger.manifests(C, [*names, "public.t:not here", "public.t:\u0000y"])
+
+        assert {name: m.document_id for name, m in found.items()} == {name: name for name in names}
+
     def test_collections_and_source_are_remembered(self, open_ledger: Opener) -> None:
         ledger = open_ledger()
         uuid = ledger.uuid

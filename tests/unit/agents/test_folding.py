@@ -464,6 +464,16 @@ def test_a_newer_read_replaces_an_older_one() -> None:
     assert [p.snapshot for p in fold.pending.values() if p.touched] == ["70:70:", "70:70:"]
 
 
+def test_a_change_that_comes_again_is_left_out() -> None:
+    fold = fold_with(manifest("1", version=Version(Lsn(500), 1)))
+
+    fold.change(event(Op.UPDATE, 1, after=WHOLE))
+    assert not fold.pending[f"{TABLE}:1"].touched
+
+    fold.change(event(Op.UPDATE, 2, after=WHOLE))
+    assert fold.pending[f"{TABLE}:1"].touched
+
+
 def test_a_change_that_a_read_has_seen_is_skipped_and_the_next_one_is_not() -> None:
     fold = fold_with(manifest("1", xid=0, snapshot="55:60:55,57"))
 
@@ -502,7 +512,7 @@ def test_what_changed_in_this_batch_is_gone_too_when_a_whole_resync_never_met_it
     done = replace(read("60:60:"), op=Op.MESSAGE, after=None)
 
     for found in list(fold.pending):
-        fold.gone(found, done, since=Snapshot.parse("60:60:"), epoch=3)
+        fold.gone(found, done, since=Snapshot.parse("60:60:"), epoch=1)
 
     there, deleted = fold.pending.values()
     assert (there.row, there.created, there.version) == (None, False, Version(Lsn(900), 1))
