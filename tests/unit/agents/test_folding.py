@@ -480,6 +480,7 @@ def test_a_change_that_a_read_has_seen_is_skipped_and_the_next_one_is_not() -> N
     fold.change(event(Op.UPDATE, 1, xid=54, lsn=500, after=(b"1", b"seen", b"b", b"en")))
     assert not fold.pending[f"{TABLE}:1"].touched
     assert fold.pending[f"{TABLE}:1"].version == Version(Lsn(500), 1)
+    assert fold.pending[f"{TABLE}:1"].xid == 54
 
     fold.change(event(Op.UPDATE, 1, xid=57, lsn=600, after=(b"1", b"not seen", b"b", b"en")))
     assert fold.pending[f"{TABLE}:1"].touched
