@@ -510,7 +510,7 @@ def test_what_changed_in_this_batch_is_gone_too_when_a_whole_resync_never_met_it
     fold = fold_with()
     fold.change(event(Op.CREATE, 1, after=WHOLE))
     fold.change(event(Op.DELETE, 2, before=(b"2", *KEY_ONLY[1:])))
-    done = replace(read("60:60:"), op=Op.MESSAGE, after=None)
+    done = replace(read("60:60:"), op=Op.MESSAGE, after=None, relation=a_relation(2))
 
     for found in list(fold.pending):
         fold.gone(found, done, since=Snapshot.parse("60:60:"), epoch=1)
@@ -563,3 +563,7 @@ def test_a_single_key_with_a_comma_is_the_one_that_was_sent() -> None:
 @given(st.lists(st.text("a,%2C5", max_size=6), min_size=2, max_size=4).map(tuple))
 def test_a_composite_key_comes_back_from_its_document_id(key: tuple[str, ...]) -> None:
     assert key_of(document_id(TABLE, key)) == key
+
+
+def test_a_single_key_comes_back_as_it_is() -> None:
+    assert key_of(document_id(TABLE, ("a:b%2C",))) == ("a:b%2C",)
