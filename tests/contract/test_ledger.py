@@ -221,7 +221,9 @@ class TestFlip:
         write(ledger, "e", 1)
         ledger = open_ledger()
 
-        # Then the third one still knows of it, until the document gets a new chunk
+        # Then the third one still knows of it, also when the document keeps the chunk, until it gets a new one
+        assert ledger.intents(AGENT) == [(C, chunk)]
+        flip(ledger, 0, manifest("d", chunk, lsn=150))
         assert ledger.intents(AGENT) == [(C, chunk)]
         write(ledger, "d", 1, lsn=200)
         assert ledger.intents(AGENT) == []
