@@ -763,12 +763,14 @@ class TestSqliteFile:
         assert stream.ledger() == "a-uuid"
         stream.close()
 
-    def test_a_new_one_counts_on_from_where_its_readers_are(self, path: Path) -> None:
+    @pytest.mark.parametrize("again", [False, True], ids=["at once", "when it is opened again"])
+    def test_a_new_one_counts_on_from_where_its_readers_are(self, path: Path, again: bool) -> None:
         # Given a new stream in place of one that was lost
         stream = SqliteStream(path)
         stream.begin_at(500)
-        stream.close()
-        stream = SqliteStream(path)
+        if again:
+            stream.close()
+            stream = SqliteStream(path)
 
         # When something is appended
         stream.append([transaction(100, 1)])
