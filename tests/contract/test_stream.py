@@ -9,7 +9,7 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -632,6 +632,8 @@ class TestFull:
         stream.append([large])
 
         assert versions(everything(stream)) == [(200, 1)]
+        # A position takes no room.
+        assert stream.append([], captured_lsn=Lsn(900)).captured_lsn == 900
 
     @pytest.mark.fault("stream-full")
     def test_a_redelivery_after_it_was_full_is_neither_lost_nor_doubled(self, open_stream: Opener) -> None:
@@ -782,6 +784,20 @@ class TestSqliteFile:
         with pytest.raises(StreamError):
             stream.begin_at(1_000)
         stream.close()
+
+    def test_it_takes_as_many_bytes_as_it_may_and_not_one_more(self, path: Path) -> None:
+        # Given the size of two entries
+        with closing(SqliteStream(path)) as stream:
+            stream.append([transaction(100, 1)])
+            stream.append([transaction(200, 1)])
+            size = stream.size_bytes()
+
+        for place, (max_bytes, head) in enumerate([(size, 2), (size - 1, 1)]):
+            with closing(SqliteStream(path.with_name(f"{place}.db"), max_bytes=max_bytes)) as stream:
+                with suppress(StreamFull):
+                    stream.append([transaction(100, 1)])
+                    stream.append([transaction(200, 1)])
+                assert stream.head_offset() == head
 
     def test_a_file_of_another_version_is_refused(self, path: Path) -> None:
         SqliteStream(path).close()
