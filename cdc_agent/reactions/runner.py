@@ -26,7 +26,7 @@ from cdc_agent.reactions.handling import Failure, Handling, Job, letter_of
 from cdc_agent.reactions.hands import Hands
 from cdc_agent.reactions.lanes import Lanes
 from cdc_agent.reactions.loop import Loop
-from cdc_agent.reactions.overdue import Overdue, interrupt
+from cdc_agent.reactions.overdue import Interruptible, Overdue
 from cdc_agent.retry import Backoff, Retrier, Stopping
 
 __all__ = ["Runner", "tick"]
@@ -85,7 +85,7 @@ class Runner:
         #: Threads that were given up and do not end.
         self._hanging: list[threading.Thread] = []
         #: The threads that handle, and what each has in hand. Those that hang are not among them.
-        self._workers: dict[threading.Thread, Job | None] = {}
+        self._workers: dict[threading.Thread, tuple[Job, Interruptible] | None] = {}
         #: What keeps it from working, for good.
         self.failed = ""
         self._next_tick = self._first_tick()
@@ -182,10 +182,11 @@ class Runner:
             self._hire()
 
     def _give_up(self, job: Job) -> None:
-        for thread in [thread for thread, held in self._workers.items() if held is job]:
-            del self._workers[thread]
-            interrupt(thread)
-            self._hanging.append(thread)
+        for thread, held in list(self._workers.items()):
+            if held is not None and held[0] is job:
+                del self._workers[thread]
+                held[1].interrupt()
+                self._hanging.append(thread)
         if self._handling.is_coroutine:
             # It would have been cancelled in time if its loop turned.
             self._loop.give_up()
@@ -242,10 +243,11 @@ class Runner:
     def _worked(self, job: Job) -> bool:
         """False when it took too long: somebody else has gone on, and nobody needs this thread."""
         began = self._clock()
-        self._workers[threading.current_thread()] = job
+        attempt = Interruptible()
+        self._workers[threading.current_thread()] = (job, attempt)
         self._hands.take(self.agent.name, job.number)
         try:
-            result = self._handling.attempt(job)
+            result = attempt.run(lambda: self._handling.attempt(job))
         finally:
             self._hands.put(self.agent.name, job.number)
         hit("agents_handled")
