@@ -68,7 +68,7 @@ TARGETS = (
     ),
     Target(
         "cdc_agent.stream.sqlite",
-        ("tests/contract/test_stream.py", _HISTORY),
+        ("tests/unit/test_rebasing.py", "tests/contract/test_stream.py", _HISTORY),
         frozenset({"append", "_write", "_blocks", "_load", "rebase", "begin_at"})
         | frozenset({"__exit__", "read", "_block_after", "_prune", "_make_room", "release"}),
         other="jetstream",
