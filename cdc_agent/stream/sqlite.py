@@ -238,7 +238,7 @@ class SqliteStream:
                 if first <= offset + 1 < first + len(block):
                     return self._last_block
             row = self._reader.execute(_SQL["block_after"], (offset,)).fetchone()
-            if row is None or row[0] > offset + 1:
+            if row is None or not row[0] <= offset + 1 < row[0] + row[1]:
                 raise StreamError(
                     f"entries after offset {offset} are not in the stream any more",
                     hint="retention removed them or the stream file is another one; run `cdc-agent resync`",

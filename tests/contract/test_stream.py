@@ -116,6 +116,11 @@ def transaction(commit_lsn: int, *ordinals: int, end: bool = True, size: int = 1
     )
 
 
+def sized(*commits: tuple[int, int]) -> list[Transaction]:
+    """Commits of so many changes, and of so many bytes for each of them."""
+    return [transaction(n * 100, *range(1, count + 1), size=size) for n, (count, size) in enumerate(commits, 1)]
+
+
 def versions(events: Sequence[ChangeEvent]) -> list[tuple[int, int]]:
     return [(int(e.version.commit_lsn), e.version.ordinal) for e in events]
 
@@ -391,6 +396,13 @@ class TestReading:
         assert stream.read(0, limit=1, wait_s=0).applied_lsn == 108
         assert stream.read(0, limit=2, wait_s=0).applied_lsn == 900
         assert stream.read(2, limit=2, wait_s=0).applied_lsn == 900
+
+    def test_a_reader_may_go_back_by_one(self, stream: Stream) -> None:
+        stream.append([transaction(100, 1)])
+        stream.append([transaction(200, 1)])
+
+        for after, found in ((1, [(200, 1)]), (0, [(100, 1)]), (1, [(200, 1)])):
+            assert versions(stream.read(after, limit=1, wait_s=0).events) == found
 
     def test_many_readers_at_many_places_do_not_disturb_each_other(self, stream: Stream) -> None:
         # Given a stream that is still written
@@ -723,6 +735,7 @@ class TestSqliteFile:
             "update position set captured_lsn = captured_lsn + 1",
             "update position set head_offset = head_offset + 1",
             "update position set ledger = 'x'",
+            "delete from position",
             "drop table consumer",
         ],
     )
@@ -745,9 +758,9 @@ class TestSqliteFile:
         stream._writer.execute("update block set payload = cast(payload || x'00' as blob) where first_offset = 2")
 
         # Then it is never read, and a check before anybody reads finds it
-        with pytest.raises(IdentityMismatch, match="STREAM_CORRUPT"):
+        with pytest.raises(IdentityMismatch, match=r"STREAM_CORRUPT.* from offset 2 on"):
             stream.read(1, limit=10, wait_s=0)
-        with pytest.raises(IdentityMismatch, match="STREAM_CORRUPT"):
+        with pytest.raises(IdentityMismatch, match=r"STREAM_CORRUPT.* from offset 2 on"):
             stream.check(0)
         assert stream.damage is not None
 
@@ -784,6 +797,26 @@ class TestSqliteFile:
         with pytest.raises(StreamError):
             stream.begin_at(1_000)
         stream.close()
+
+    @pytest.mark.parametrize(
+        ("appended", "blocks"),
+        [
+            (sized((5_000, 10), (4_999, 10), (1, 10), (1, 10)), [5_000, 5_000, 1]),
+            (sized((4_999, 10), (1, 10), (1, 10)), [5_000, 1]),
+            (sized((1, 1 << 20), (1, (1 << 20) - 1), (1, 1), (1, 1)), [1, 2, 1]),
+            (sized((1, (1 << 20) - 1), (1, 1), (1, 1)), [2, 1]),
+        ],
+        ids=["many changes", "many changes of two commits", "many bytes", "many bytes of two commits"],
+    )
+    def test_what_is_appended_at_once_is_cut_into_blocks_of_bounded_size(
+        self, path: Path, appended: list[Transaction], blocks: list[int]
+    ) -> None:
+        with closing(SqliteStream(path)) as stream:
+            stream.append(appended)
+
+            assert [
+                count for (count,) in stream._writer.execute("select count from block order by first_offset")
+            ] == blocks
 
     def test_it_takes_as_many_bytes_as_it_may_and_not_one_more(self, path: Path) -> None:
         # Given the size of two entries

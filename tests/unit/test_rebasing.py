@@ -60,15 +60,17 @@ def test_the_position_of_a_rebased_stream_moves_back_and_its_offsets_go_on(
     again.close()
 
 
-def test_entries_that_went_missing_otherwise_are_still_missed(stream: SqliteStream) -> None:
+@pytest.mark.parametrize("lost", [[2], [3], [2, 3]], ids=["the first", "the last", "all"])
+def test_entries_that_went_missing_otherwise_are_still_missed(stream: SqliteStream, lost: list[int]) -> None:
     # Given a rebased stream that went on, and lost a block
     stream.append([commit(100)])
     stream.rebase(Lsn(50))
     for lsn in (60, 70):
         stream.append([commit(lsn)])
-    stream._writer.execute("delete from block where first_offset = 2")
+    for offset in lost:
+        stream._writer.execute("delete from block where first_offset = ?", (offset,))
 
-    with pytest.raises(StreamError):
+    with pytest.raises(StreamError, match="not in the stream any more"):
         stream.read(1, limit=10, wait_s=0)
 
 

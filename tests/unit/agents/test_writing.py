@@ -356,6 +356,26 @@ def test_a_text_that_one_collection_refuses_is_not_written_into_it_from_another(
     assert [r.text for r in desk.store.everything("notes")] == ["a"]
 
 
+def test_a_doubt_about_one_document_is_not_settled_by_one_of_its_name_in_another_collection(
+    desk: Desk, beside: Collection
+) -> None:
+    # Given a document of one name in each of two collections, and a failed write in place of one of them
+    def write(*plans: Plan) -> None:
+        desk.number += 1
+        desk.writer.write(desk.begin_planned(plans), desk.retrier)
+
+    write(desk.plan("1", "a"), desk.plan("1", "b", collection=beside))
+    desk.store._faults = iter(["late"])
+    with pytest.raises(TaintedError):
+        write(desk.plan("1", "b", "de", beside))
+
+    # When the other one is written
+    write(desk.plan("1", "c"))
+
+    # Then the first one is still in doubt
+    assert desk.writer.tainted(desk.manifest("1", "notes"))
+
+
 def test_metadata_that_two_collections_refuse_are_parked_once_in_each(desk: Desk, beside: Collection) -> None:
     # Given a document in each of two collections, and metadata for both that are refused
     for lang in ("en", "xx"):

@@ -26,6 +26,9 @@ from cdc_agent.retry import Backoff, Retrier
 from tests.support.wait import until
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+#: In CPython 3.11 a traced thread turns for ever at the entry of a function, as long as an exception waits for another
+#: thread that is blocked in a call (seen with faulthandler: `is_coroutine` did not begin until the gate opened).
+untraced = pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer (coverage) holds up all other threads")
 
 
 class Shop:
@@ -136,12 +139,13 @@ def test_what_was_handled_before_a_restart_is_not_handled_after_it(tmp_path: Pat
     assert sorted(handled) in ([0, 6], [6])
 
 
+@untraced
 def test_a_handler_that_hangs_is_given_up_and_its_late_word_does_not_count(shop: Shop) -> None:
     # Given a handler that hangs on one event, and only the first time
     app = Agents()
     gate, hung = threading.Event(), threading.Event()
 
-    @app.on("order", timeout_s=0.05, concurrency=1, retries=Retries(attempts=2, initial_s=0.01))
+    @app.on("order", timeout_s=0.5, concurrency=1, retries=Retries(attempts=2, initial_s=0.01))
     def handle(event: Event, context: Context) -> None:
         context.emit("handled", [event.data["n"], context.attempt])
         if event.data["n"] == 0 and context.attempt == 1:
@@ -159,6 +163,7 @@ def test_a_handler_that_hangs_is_given_up_and_its_late_word_does_not_count(shop:
     assert [0, 1] not in [event.data for event in shop.facts("handled")]
 
 
+@untraced
 def test_an_agent_all_of_whose_handlers_hang_stops_alone(shop: Shop) -> None:
     app = Agents()
     gate = threading.Event()
@@ -289,13 +294,13 @@ def test_what_is_in_hand_when_the_daemon_stops_is_ended_and_recorded(tmp_path: P
     shop.close()
 
 
-@pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer (coverage) keeps the exception from the thread")
+@untraced
 @pytest.mark.parametrize("kind", ["function", "coroutine"])
 def test_a_handler_that_computes_for_ever_is_ended_and_the_agent_goes_on(shop: Shop, kind: str) -> None:
     # Given a handler that never lets go, for every third event
     app = Agents()
     spinning: set[threading.Thread] = set()
-    options: Any = {"timeout_s": 0.05, "concurrency": 1, "retries": Retries(attempts=2, initial_s=0.01)}
+    options: Any = {"timeout_s": 0.3, "concurrency": 1, "retries": Retries(attempts=2, initial_s=0.01)}
 
     def spin(event: Event, context: Context) -> None:
         if event.data["n"] % 3 == 0:
