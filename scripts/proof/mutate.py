@@ -62,7 +62,7 @@ TARGETS = (
     ),
     Target(
         "cdc_agent.capture",
-        ("tests/unit/test_capture_threads.py", _HISTORY),
+        ("tests/unit/test_capture_queue.py", "tests/unit/test_capture_threads.py", _HISTORY),
         frozenset({"put", "take", "taken", "_connect", "_read", "_put", "_counts", "_advance_idle", "_finish"})
         | frozenset({"run_writer", "_append", "_append_or_raise", "_expanded"}),
     ),
