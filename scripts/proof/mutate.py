@@ -83,7 +83,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only mutants whose name holds this")
     parser.add_argument("--every", type=int, default=1, help="only every n-th mutant, for a first look")
     parser.add_argument("--first", type=int, default=0, help="the first of those, counted from 0")
+    parser.add_argument("--again", type=Path, help="only those that survived according to this, an earlier report")
     args = parser.parse_args()
+    survivors = _survivors(args.again.read_text()) if args.again else None
     equivalent = tomllib.loads((_HERE / "equivalent.toml").read_text())
     _load_what_is_heavy()
     unjudged = 0
@@ -92,12 +94,22 @@ def main() -> int:
         if not args.modules or short in args.modules:
             source = (ROOT / f"{target.module.replace('.', '/')}.py").read_text()
             made = [m for m in mutants(source, target.functions) if args.only in m.name][args.first :: args.every]
+            if survivors is not None:
+                made = [m for m in made if (short, m.name) in survivors]
             unjudged += _run(target, short, source, made, equivalent.get(short, {}))
     return 1 if unjudged else 0
 
 
+def _survivors(report: str) -> set[tuple[str, str]]:
+    """Module and name of each mutant that a report of this program calls a survivor."""
+    lines = [line.split(maxsplit=2) for line in report.splitlines() if line.startswith("  SURVIVED ")]
+    return {(place.partition(":")[0], name) for _, place, name in lines}
+
+
 def _run(target: Target, short: str, source: str, made: Sequence[Mutant], equivalent: dict[str, str]) -> int:
     """Run all mutants of one module; returns how many survived without a reason."""
+    if not made:
+        return 0
     if _is_killed(target, Mutant("as it is", 0, source)):
         raise SystemExit(f"{short}: its tests fail without a mutant; run them first")
     killed, began, unjudged = 0, time.monotonic(), 0
