@@ -255,7 +255,7 @@ class Capture:
     # -- writer thread ----------------------------------------------------------------------------------------
 
     def run_writer(self) -> None:
-        """Append what the reader hands over; after a stop, what is left in the queue."""
+        """Append what the reader hands over, until stopped. What is not durable then comes again from the server."""
         try:
             while not (self._stop.is_set() and self._reader_done.is_set()):
                 items = self._queue.take(_POLL_S)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from cdc_agent.capture import Capture
-from cdc_agent.errors import SourceUnavailable
+from cdc_agent import metrics
+from cdc_agent.capture import _QUEUE_BYTES, Capture
+from cdc_agent.errors import SourceUnavailable, StreamFull
 from cdc_agent.events import Change, Column, Relation, Transaction
 from cdc_agent.health import Health
 from cdc_agent.lsn import Lsn
@@ -44,6 +46,7 @@ class Feed:
         self.acknowledged: list[int] = []
         self.started: list[int] = []
         self.ahead: list[tuple[int, int]] = []
+        self.feedbacks = self.asked = self.stopped = 0
         self._stream = stream
         self._sent: list[Callable[[], Sequence[Transaction]]] = []
         self._changed = threading.Condition()
@@ -80,13 +83,18 @@ class Feed:
         if lsn > durable:
             self.ahead.append((lsn, durable))
 
-    def feedback(self) -> None: ...
+    def feedback(self) -> None:
+        self.feedbacks += 1
 
-    def ask(self) -> None: ...
+    def ask(self) -> None:
+        """The server answers with a keepalive, which says where it is."""
+        self.asked += 1
+        self.keepalives += 1
 
     def close(self) -> None: ...
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        self.stopped += 1
 
 
 @pytest.fixture
@@ -101,14 +109,25 @@ class Running:
         self.feed = Feed(stream)
         self.stop = threading.Event()
         self.failures: list[BaseException] = []
+        self.health = Health()
+        self.heard: list[Transaction] = []
+        self.progress: list[int] = []
+        #: What an empty transaction of ours becomes.
+        self.expansions: dict[int, Transaction] = {}
+        self.in_transaction = False
+        #: Seconds that the clock is ahead.
+        self.later_s = 0.0
         self.capture = Capture(
             feed=self.feed,  # type: ignore[arg-type]
-            in_transaction=lambda: False,
+            in_transaction=lambda: self.in_transaction,
             stream=stream,
             verify=lambda _: None,
-            expand=lambda _: None,
-            health=Health(),
+            expand=lambda tx: self.expansions.get(tx.commit_lsn),
+            hear=self.heard.append,
+            health=self.health,
             stop=self.stop,
+            progressed=self.progress.append,
+            clock=lambda: time.monotonic() + self.later_s,
             backoff=Backoff(initial_s=0.001, maximum_s=0.001),
         )
         # No idle position by the clock in these tests.
@@ -132,6 +151,7 @@ class Running:
             thread.join(10)
             assert not thread.is_alive()
         assert self.failures == []
+        assert self.feed.stopped == 1
         assert self.feed.ahead == []
 
 
@@ -140,6 +160,21 @@ def running(stream: SqliteStream) -> Iterator[Running]:
     made = Running(stream)
     yield made
     made.end()
+
+
+class Held:
+    """A stream that is held in its appends until it is let go."""
+
+    def __init__(self, stream: SqliteStream, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered, self.leave = threading.Event(), threading.Event()
+        append = stream.append
+
+        def held(*args: object, **more: object) -> object:
+            self.entered.set()
+            assert self.leave.wait(30)
+            return append(*args, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(stream, "append", held)
 
 
 def test_a_commit_whose_last_part_is_empty_ends_all_the_same(running: Running, stream: SqliteStream) -> None:
@@ -158,24 +193,16 @@ def test_commits_without_a_change_of_ours_are_not_written_one_by_one(running: Ru
     running.feed.send(part(300, 1))
 
     until(lambda: stream.position().captured_lsn == 308, what="the last commit to be captured")
-    assert stream.head_offset() == 1
+    assert [tx.commit_lsn for tx in running.heard] == [300]
 
 
 def test_nothing_is_doubled_when_the_connection_breaks_while_the_stream_is_slow(
     running: Running, stream: SqliteStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a stream that is held in its first append
-    entered, leave = threading.Event(), threading.Event()
-    append = stream.append
-
-    def held(*args: object, **more: object) -> object:
-        entered.set()
-        assert leave.wait(10)
-        return append(*args, **more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(stream, "append", held)
+    held = Held(stream, monkeypatch)
     running.feed.send(part(100, 1))
-    assert entered.wait(10)
+    assert held.entered.wait(10)
 
     # When more gathers, the connection breaks, and all of it is sent again
     for _ in range(2):
@@ -183,9 +210,166 @@ def test_nothing_is_doubled_when_the_connection_breaks_while_the_stream_is_slow(
         running.feed.break_connection()
     running.feed.send(part(100, 1), part(200, 1, end=False), part(200, 2, 3))
     until(lambda: len(running.feed.started) == 3, what="the connection to be made again")
-    leave.set()
+    held.leave.set()
 
     # Then each change is in the stream once
     until(lambda: stream.position().captured_lsn == 208, what="the last commit to be captured")
     events = stream.read(0, limit=100, wait_s=0).events
     assert [(int(e.version.commit_lsn), e.version.ordinal) for e in events] == [(100, 1), (200, 1), (200, 2), (200, 3)]
+
+
+# -- where the server is, without a change of ours ------------------------------------------------------------------
+
+
+def test_a_position_without_changes_is_made_durable_now_and_then_and_acknowledged(
+    running: Running, stream: SqliteStream
+) -> None:
+    # When the server is further, and it is time
+    running.capture._next_idle = 0.0
+    running.feed.idle_lsn = Lsn(500)
+    until(lambda: stream.position().captured_lsn == 500, what="the position to be captured")
+    until(lambda: 500 in running.feed.acknowledged, what="the position to be acknowledged")
+    assert stream.head_offset() == 0
+
+    # Then the next one waits for its time
+    running.feed.idle_lsn = Lsn(600)
+    until(lambda: 600 in running.progress, what="a turn of the reader")
+    assert stream.position().captured_lsn == 500
+    running.later_s = 11.0
+    until(lambda: stream.position().captured_lsn == 600, what="the next position to be captured")
+
+
+def test_who_waits_for_a_position_has_it_asked_for_once(running: Running, stream: SqliteStream) -> None:
+    running.feed.idle_lsn = Lsn(500)
+
+    running.capture.hurry()
+
+    until(lambda: stream.position().captured_lsn == 500, what="the position to be captured")
+    running.feed.idle_lsn = Lsn(600)
+    until(lambda: 600 in running.progress, what="a turn of the reader")
+    assert (running.feed.asked, stream.position().captured_lsn) == (1, 500)
+
+
+def test_in_the_middle_of_a_commit_no_position_behind_it_is_taken(running: Running, stream: SqliteStream) -> None:
+    running.in_transaction = True
+    running.feed.idle_lsn = Lsn(500)
+    running.capture.hurry()
+    until(lambda: 500 in running.progress and running.feed.asked == 1, what="a turn of the reader")
+    turns = len(running.progress)
+    until(lambda: len(running.progress) > turns + 2, what="more turns of the reader")
+    assert stream.position().captured_lsn == 0
+
+    running.in_transaction = False
+    until(lambda: stream.position().captured_lsn == 500, what="the position to be captured")
+
+
+def test_progress_is_how_far_the_log_was_read(running: Running) -> None:
+    running.feed.send(part(100, 1))
+    until(lambda: 108 in running.progress)
+
+    running.feed.idle_lsn = Lsn(200)
+    until(lambda: 200 in running.progress)
+
+
+# -- what is told -----------------------------------------------------------------------------------------------------
+
+
+def test_a_connection_that_is_back_is_no_trouble_any_more(running: Running) -> None:
+    until(lambda: running.capture.streaming.is_set())
+    assert metrics.STREAMING._value.get() == 1
+
+    running.feed.break_connection()
+    until(lambda: len(running.feed.started) == 2, what="the connection to be made again")
+
+    until(lambda: running.health.problems() == [], what="the trouble to be over")
+    assert metrics.STREAMING._value.get() == 1
+
+
+def test_a_reader_that_turns_is_alive_whatever_the_clock_says(running: Running) -> None:
+    until(lambda: running.capture.alive_within(5))
+
+    running.later_s = 1_000.0
+
+    until(lambda: running.capture.alive_within(5), what="the next turn")
+
+
+def test_what_was_captured_is_told(running: Running, stream: SqliteStream) -> None:
+    before = metrics.TRANSACTIONS._value.get()
+
+    running.feed.send(part(100, 1, 2, end=False), part(100, 3), part(200, 1))
+    running.feed.idle_lsn = Lsn(500)
+    running.capture.hurry()
+    until(lambda: stream.position().captured_lsn == 500)
+
+    until(lambda: metrics.CAPTURED_LSN._value.get() == 500)
+    until(lambda: metrics.TRANSACTIONS._value.get() == before + 2, what="two commits with changes to be counted")
+    assert metrics.STREAM_BYTES._value.get() == stream.size_bytes() > 0
+    # The commits are of 1970.
+    assert metrics.SOURCE_LAG_SECONDS._value.get() > 1_000_000_000
+
+
+def test_every_commit_is_heard_and_ours_become_what_they_stand_for(running: Running, stream: SqliteStream) -> None:
+    running.expansions[200] = part(200, 1, 2, 3)
+
+    running.feed.send(part(100, 1), part(200, 1))
+
+    until(lambda: stream.position().captured_lsn == 208)
+    assert [tx.commit_lsn for tx in running.heard] == [100, 200]
+    assert stream.head_offset() == 4
+
+
+# -- a stream that takes its time ------------------------------------------------------------------------------------
+
+
+def test_while_there_is_no_room_the_server_is_told_that_we_live(
+    running: Running, stream: SqliteStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a queue that is full, before a stream that does not go on
+    held = Held(stream, monkeypatch)
+    large = part(100, 1)
+    large.size_bytes = _QUEUE_BYTES
+    running.feed.send(large)
+    assert held.entered.wait(10)
+    running.feed.send(part(200, 1))
+
+    # Then the reader lives, and says so to the server, too
+    until(lambda: running.feed.feedbacks >= 2, what="word to the server")
+    running.later_s = 1_000.0
+    until(lambda: running.capture.alive_within(5), what="a sign of life")
+
+    held.leave.set()
+    until(lambda: stream.position().captured_lsn == 208, what="the next commit to be captured")
+
+
+def test_a_stop_does_not_wait_for_room(running: Running, stream: SqliteStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(stream, monkeypatch)
+    large = part(100, 1)
+    large.size_bytes = _QUEUE_BYTES
+    running.feed.send(large)
+    assert held.entered.wait(10)
+    running.feed.send(part(200, 1))
+    until(lambda: running.feed.feedbacks >= 1, what="the reader to find no room")
+
+    running.stop.set()
+
+    until(lambda: running.feed.stopped == 1, what="the reader to end")
+    held.leave.set()
+
+
+def test_a_full_stream_is_told_until_it_has_room(
+    running: Running, stream: SqliteStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, told = stream.append, threading.Event()
+
+    def full(*args: object, **more: object) -> object:
+        if not told.is_set():
+            raise StreamFull("full", hint="make room")
+        return append(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stream, "append", full)
+    running.feed.send(part(100, 1))
+    until(lambda: metrics.STREAM_FULL._value.get() == 1)
+
+    told.set()
+    until(lambda: metrics.STREAM_FULL._value.get() == 0)
+    until(lambda: stream.position().captured_lsn == 108)
