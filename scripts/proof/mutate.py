@@ -19,6 +19,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -150,16 +151,26 @@ def _load_what_is_heavy() -> None:
 def _is_killed(target: Target, mutant: Mutant) -> bool:
     pid = os.fork()
     if pid == 0:
+        # A group of its own, with the servers that its tests start: it leaves without ending them.
+        os.setsid()
         _child(target, mutant)
+    try:
+        return _ended(pid) != 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _ended(pid: int) -> int:
+    """How a child ended; one that takes too long is killed."""
     deadline = time.monotonic() + _CLOCK_S
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            return status != 0
+            return status
         time.sleep(0.02)
     os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return True
+    return os.waitpid(pid, 0)[1]
 
 
 def _child(target: Target, mutant: Mutant) -> None:

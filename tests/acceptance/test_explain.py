@@ -131,6 +131,7 @@ def test_what_waits_for_the_model_is_named_and_a_dead_letter_too(
     embedding = {"backend": "openai", "url": fake_openai.base_url, "model": "fake", "dimensions": 8}
     daemon = new_daemon(pg, collections=[ARTICLES], embedding=embedding)
     daemon.start()
+    until(lambda: {state(daemon, key) for key in "123"} == {"indexed"}, what="the first copy")
     fake_openai.poison = "poison"
     fake_openai.script(server_error(503), hang())
 
