@@ -98,6 +98,16 @@ class Feed:
         self.stopped += 1
 
 
+class Traces:
+    """Notes what it is told of commits; stands for ``tracing.Traces``."""
+
+    def __init__(self) -> None:
+        self.captured_lsns: list[int] = []
+
+    def captured(self, transactions: Sequence[Transaction]) -> None:
+        self.captured_lsns += [tx.commit_lsn for tx in transactions]
+
+
 @pytest.fixture
 def stream(tmp_path: Path) -> Iterator[SqliteStream]:
     made = SqliteStream(tmp_path / "stream.db")
@@ -111,6 +121,7 @@ class Running:
         self.stop = threading.Event()
         self.failures: list[BaseException] = []
         self.health = Health()
+        self.traces = Traces()
         self.heard: list[Transaction] = []
         self.progress: list[int] = []
         #: What an empty transaction of ours becomes.
@@ -128,6 +139,7 @@ class Running:
             health=self.health,
             stop=self.stop,
             progressed=self.progress.append,
+            traces=self.traces,  # type: ignore[arg-type]
             clock=lambda: time.monotonic() + self.later_s,
             backoff=Backoff(initial_s=0.001, maximum_s=0.001),
         )
@@ -325,6 +337,20 @@ def test_what_was_captured_is_told(running: Running, stream: SqliteStream) -> No
     assert metrics.STREAM_BYTES._value.get() == stream.size_bytes() > 0
     # The commits are of 1970.
     assert metrics.SOURCE_LAG_SECONDS._value.get() > 1_000_000_000
+    assert running.traces.captured_lsns == [100, 100, 200, 500]
+
+
+def test_a_position_without_changes_says_nothing_of_how_old_the_last_change_is(
+    running: Running, stream: SqliteStream
+) -> None:
+    metrics.SOURCE_LAG_SECONDS.set(7)
+
+    running.feed.idle_lsn = Lsn(500)
+    running.capture.hurry()
+
+    until(lambda: running.traces.captured_lsns == [500])
+    until(lambda: metrics.CAPTURED_LSN._value.get() == 500)
+    assert metrics.SOURCE_LAG_SECONDS._value.get() == 7
 
 
 def test_every_commit_is_heard_and_ours_become_what_they_stand_for(running: Running, stream: SqliteStream) -> None:
