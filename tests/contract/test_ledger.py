@@ -361,9 +361,10 @@ class TestQuestions:
 
     def test_strange_documents_are_found_among_many_others(self, ledger: Ledger) -> None:
         names = [*(f"public.t:{n}" for n in range(9)), "public.t:\u0000", "public.t:\u0000x", "public.t:'\\"]
-        for name in names:
+        for name in (*names, "public.t:"):
             write(ledger, name, 1)
 
+        # Not what one of them would be without its end
         found = ledger.manifests(C, [*names, "public.t:not here", "public.t:\u0000y"])
 
         assert {name: m.document_id for name, m in found.items()} == {name: name for name in names}

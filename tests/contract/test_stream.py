@@ -826,9 +826,12 @@ class TestSqliteFile:
             size = stream.size_bytes()
 
         for place, (max_bytes, head) in enumerate([(size, 2), (size - 1, 1)]):
-            with closing(SqliteStream(path.with_name(f"{place}.db"), max_bytes=max_bytes)) as stream:
+            clock = Clock()
+            with closing(SqliteStream(path.with_name(f"{place}.db"), max_bytes=max_bytes, wall_clock=clock)) as stream:
                 with suppress(StreamFull):
                     stream.append([transaction(100, 1)])
+                    # It looks for old blocks, too.
+                    clock.now += 60
                     stream.append([transaction(200, 1)])
                 assert stream.head_offset() == head
 
