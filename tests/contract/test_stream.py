@@ -818,6 +818,24 @@ class TestSqliteFile:
                 count for (count,) in stream._writer.execute("select count from block order by first_offset")
             ] == blocks
 
+    def test_what_goes_wrong_in_the_middle_of_an_append_leaves_nothing(self, path: Path) -> None:
+        with closing(SqliteStream(path)) as stream:
+            # Given a second block that is refused
+            stream._writer.execute(
+                "create temp trigger refused before insert on block when new.first_offset = 2 "
+                "begin select raise(abort, 'no'); end"
+            )
+            with pytest.raises(StreamError, match="no"):
+                stream.append([transaction(100, 1, size=1 << 20), transaction(200, 1)])
+            assert (stream.head_offset(), stream.position()) == (0, Position())
+
+            # When it is not any more
+            stream._writer.execute("drop trigger refused")
+            stream.append([transaction(100, 1, size=1 << 20), transaction(200, 1)])
+
+            # Then everything is there, once
+            assert versions(everything(stream)) == [(100, 1), (200, 1)]
+
     def test_it_takes_as_many_bytes_as_it_may_and_not_one_more(self, path: Path) -> None:
         # Given the size of two entries
         with closing(SqliteStream(path)) as stream:
