@@ -305,14 +305,13 @@ def test_progress_is_how_far_the_log_was_read(running: Running) -> None:
 
 
 def test_a_connection_that_is_back_is_no_trouble_any_more(running: Running) -> None:
-    until(lambda: running.capture.streaming.is_set())
-    assert metrics.STREAMING._value.get() == 1
+    until(lambda: running.capture.streaming.is_set() and metrics.STREAMING._value.get() == 1)
 
     running.feed.break_connection()
     until(lambda: len(running.feed.started) == 2, what="the connection to be made again")
 
     until(lambda: running.health.problems() == [], what="the trouble to be over")
-    assert metrics.STREAMING._value.get() == 1
+    until(lambda: metrics.STREAMING._value.get() == 1)
 
 
 def test_a_reader_that_turns_is_alive_whatever_the_clock_says(running: Running) -> None:
@@ -327,6 +326,7 @@ def test_what_was_captured_is_told(running: Running, stream: SqliteStream) -> No
     before, changes = metrics.TRANSACTIONS._value.get(), metrics.CHANGES_RECEIVED.labels(op="c")._value.get()
 
     running.feed.send(part(100, 1, 2, end=False), part(100, 3), part(200, 1))
+    until(lambda: stream.position().captured_lsn == 208)
     running.feed.idle_lsn = Lsn(500)
     running.capture.hurry()
     until(lambda: stream.position().captured_lsn == 500)
@@ -366,16 +366,21 @@ def test_every_commit_is_heard_and_ours_become_what_they_stand_for(running: Runn
 # -- a stream that takes its time ------------------------------------------------------------------------------------
 
 
-def test_while_there_is_no_room_the_server_is_told_that_we_live(
-    running: Running, stream: SqliteStream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Given a queue that is full, before a stream that does not go on
-    held = Held(stream, monkeypatch)
+def without_room(running: Running, held: Held) -> Held:
+    """One commit fills the queue, and the next one waits for room."""
     large = part(100, 1)
     large.size_bytes = _QUEUE_BYTES
     running.feed.send(large)
     assert held.entered.wait(10)
     running.feed.send(part(200, 1))
+    return held
+
+
+def test_while_there_is_no_room_the_server_is_told_that_we_live(
+    running: Running, stream: SqliteStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a queue that is full, before a stream that does not go on
+    held = without_room(running, Held(stream, monkeypatch))
 
     # Then the reader lives, and says so to the server, too
     until(lambda: running.feed.feedbacks >= 1, what="word to the server")
@@ -391,12 +396,7 @@ def test_while_there_is_no_room_the_server_is_told_that_we_live(
 
 
 def test_a_stop_does_not_wait_for_room(running: Running, stream: SqliteStream, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = Held(stream, monkeypatch)
-    large = part(100, 1)
-    large.size_bytes = _QUEUE_BYTES
-    running.feed.send(large)
-    assert held.entered.wait(10)
-    running.feed.send(part(200, 1))
+    held = without_room(running, Held(stream, monkeypatch))
     until(lambda: running.feed.feedbacks >= 1, what="the reader to find no room")
 
     running.stop.set()
