@@ -45,6 +45,9 @@ class Pending:
     from_resync: bool = False
     #: Nothing but one insert is known of the document.
     born: bool = False
+    #: The row is gone from here because it has another key now; or it came from another key.
+    moved_away: bool = False
+    moved_here: bool = False
     #: Every chunk gets a new id, also where nothing changed: a resync was told so.
     rewrite: bool = False
 
@@ -95,12 +98,13 @@ class Fold:
         # What stood at the key before a row moved there was another row.
         known = None if moved or event.op is Op.CREATE else pending.row
         if moved_from is not None:
-            known, moved_from.row = moved_from.row, None
+            known, moved_from.row, moved_from.moved_away = moved_from.row, None, True
         if self._outdated(pending, event):
             return
         born = event.op is Op.CREATE and pending.base is None and not pending.touched
         self._advance(pending, event)
         pending.born = born
+        pending.moved_here = pending.moved_here or moved_from is not None
         pending.created = pending.created or event.op is Op.CREATE or moved
         pending.row = filled(after, [row for row in (known, event.before) if row is not None])
 
@@ -111,7 +115,7 @@ class Fold:
         if self._outdated(pending, event):
             return None
         self._advance(pending, event)
-        pending.created = False
+        pending.created = pending.moved_away = pending.moved_here = False
         if not keep_row:
             pending.row = None
         return pending

@@ -313,7 +313,7 @@ class Indexer:
                     plans.append(made)
         hit("after_plan")
         embedding_ns = time.time_ns()
-        plans, vectors, fresh = self._embedded(plans, letters)
+        plans, vectors, remember = self._embedded(plans, letters)
         embedded_ns = time.time_ns()
         parked = {(letter.collection, letter.document_id) for letter in letters}
         plans = [p for p in plans if (p.collection, p.pending.document_id) not in parked]
@@ -324,7 +324,7 @@ class Indexer:
         prepared = self._writer.begin(
             plans,
             vectors,
-            fresh,
+            remember,
             checkpoint=self._safe(checkpoint),
             retrier=self._planner_retrier,
             letters=letters,
@@ -352,7 +352,8 @@ class Indexer:
         def overtake() -> None:
             if self._failed is not None or self._stop.is_set():
                 return
-            light, left[:] = [made for made in left if not made.new], heavy
+            light = [made for made in left if not made.new and not _goes_elsewhere(made)]
+            left[:] = [made for made in left if made.new or _goes_elsewhere(made)]
             ahead = light or (self._overtaking.plans(self._front, waits) if self._front is not None else ())
             with suppress(Stopping):
                 self._hand_over_ahead(ahead)
@@ -360,10 +361,10 @@ class Indexer:
         def waits(place: tuple[str, str]) -> bool:
             return place in in_hand or place in self._deferred
 
-        vectors, fresh = self._aside.run(
+        vectors, remember = self._aside.run(
             lambda: self._vectorizer.vectors(heavy, letters, self._collections), overtake, _OVERTAKE_S
         )
-        return left, vectors, fresh
+        return left, vectors, remember
 
     def _hand_over_ahead(self, plans: Sequence[Plan]) -> None:
         """Write these before what is in front of them in the stream: the checkpoint stays where it is."""
@@ -407,7 +408,8 @@ class Indexer:
         """Whether a document that changes again and again waits a little before it is embedded once more."""
         place = (made.collection, made.pending.document_id)
         read = made.pending.from_resync or made.pending.rewrite
-        if not made.new or read or place in due or self._deferred.urgent:
+        # It would be found at neither of its keys.
+        if not made.new or read or made.pending.moved_here or place in due or self._deferred.urgent:
             return False
         wait_s = self._pacer.wait_s(place)
         if wait_s > 0:
@@ -577,6 +579,11 @@ def _stages(prepared: Prepared, written_from_ns: int) -> Stages:
 
 def _new_chunks(prepared: Prepared) -> int:
     return sum(len(made.new) for made in prepared.plans)
+
+
+def _goes_elsewhere(made: Plan) -> bool:
+    """Whether the row has another key now: searches find it under the old one until they find it under the new one."""
+    return made.deleted and made.pending.moved_away
 
 
 def _count(plans: Sequence[Plan]) -> None:

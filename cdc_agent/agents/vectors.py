@@ -53,12 +53,14 @@ class Vectorizer:
     def vectors(
         self, plans: Sequence[Plan], letters: list[DeadLetter], collections: Mapping[str, Collection]
     ) -> tuple[dict[bytes, npt.NDArray[np.float32]], list[bytes]]:
-        """Vectors by text hash, and the hashes that were embedded just now.
+        """Vectors by text hash, and the hashes of those that the cache must have once their documents are written:
+        embedded just now, or found in it. Until then a deletion may take the latter with the document that had them.
 
         A text that the model refuses again and again parks its documents: they are added to ``letters``.
         """
         wanted = {plan.hashes[i]: plan.texts[i] for plan in plans for i in plan.new}
         known = self._cached(wanted)
+        cached = list(known)
         known.update(self._held(plans, wanted.keys() - known.keys()))
         metrics.CHUNKS_CACHED.inc(len(known))
         texts = {digest: text for digest, text in wanted.items() if digest not in known}
@@ -67,7 +69,7 @@ class Vectorizer:
             letters += self._letters(plans, digest, error, collections)
         fresh = [digest for digest in texts if digest in known]
         _count(plans, set(fresh))
-        return known, fresh
+        return known, cached + fresh
 
     def _cached(self, wanted: Mapping[bytes, str]) -> dict[bytes, npt.NDArray[np.float32]]:
         stored = self._ledger.cached_vectors(self._fingerprint, wanted)

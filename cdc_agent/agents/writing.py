@@ -117,14 +117,14 @@ class IndexWriter:
         self,
         plans: Sequence[Plan],
         vectors: Mapping[bytes, npt.NDArray[np.float32]],
-        fresh: Iterable[bytes],
+        remember: Iterable[bytes],
         *,
         checkpoint: Checkpoint,
         retrier: Retrier,
         letters: Sequence[DeadLetter] = (),
         resyncs: Sequence[Resync] = (),
     ) -> Prepared:
-        """Allocate ids for what the plans add. ``fresh`` are the text hashes that were embedded just now."""
+        """Allocate ids for what the plans add. ``remember``: hashes of texts whose vectors the cache must have."""
         new = [
             NewChunks(
                 collection=p.collection,
@@ -141,11 +141,11 @@ class IndexWriter:
             hit("before_intent")
             # A document that was parked meanwhile has no use of its vectors, so none would ever leave with it.
             used = {digest for chunks in new for digest in chunks.hashes}
-            remember = {digest: vectors[digest].tobytes() for digest in fresh if digest in used}
+            kept = {digest: vectors[digest].tobytes() for digest in remember if digest in used}
             self._begun, ids = retrier.until_done(
                 "ledger",
                 lambda: self._ledger.begin_write(
-                    new, agent=self._agent, touched=touched, fingerprint=self._fingerprint, vectors=remember
+                    new, agent=self._agent, touched=touched, fingerprint=self._fingerprint, vectors=kept
                 ),
                 (LedgerUnavailable,),
                 # Who is to stop keeps what was embedded: it is paid for.

@@ -336,6 +336,9 @@ delete from garbage where collection = ? and chunk_id = ?
 -- cached_vector --
 select vector from vector_cache where fingerprint = ? and text_hash = ?
 
+-- vector_size --
+select length(vector) from vector_cache where fingerprint = ? and text_hash = ?
+
 -- cache_vector --
 insert or replace into vector_cache values (?, ?, ?)
 

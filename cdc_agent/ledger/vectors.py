@@ -33,6 +33,8 @@ class VectorCache:
 
     def remember(self, tx: sqlite3.Connection, fingerprint: str, vectors: Mapping[bytes, bytes]) -> None:
         sealed = [(fingerprint, text_hash, rows.sealed_vector(data)) for text_hash, data in vectors.items()]
+        for text_hash in vectors:
+            self._freed(tx.execute(_SQL["vector_size"], (fingerprint, text_hash)))
         tx.executemany(_SQL["cache_vector"], sealed)
         self._bytes += sum(len(row[2]) + _OVERHEAD_BYTES for row in sealed)
         while self._bytes > self._limit and (self._trim_dropped(tx) or self._trim_oldest(tx)):
@@ -86,8 +88,8 @@ class VectorCache:
     def _trim_oldest(self, tx: sqlite3.Connection) -> bool:
         return self._freed(tx.execute(_SQL["trim_cache"], (_TRIM_ROWS,)))
 
-    def _freed(self, deleted: sqlite3.Cursor) -> bool:
-        sizes = [size for (size,) in deleted.fetchall()]
+    def _freed(self, gone: sqlite3.Cursor) -> bool:
+        sizes = [size for (size,) in gone.fetchall()]
         self._bytes -= sum(sizes) + _OVERHEAD_BYTES * len(sizes)
         return bool(sizes)
 

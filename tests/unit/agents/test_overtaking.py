@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,49 @@ def test_nothing_is_reordered_within_a_document(rig: Rig) -> None:
     model(rig).free.set()
     rig.assert_index_is_the_table()
     assert langs(rig) == {"1": "later", "2": "later", "4": "later", "5": "now"}
+
+
+def test_a_document_that_moves_is_found_at_one_of_its_keys_all_the_time(rig: Rig) -> None:
+    # Given a document that moves to another key, and one that goes, in a transaction that waits for the model
+    indexed(rig, "1", "2")
+    model(rig).hold()
+    rig.commit(
+        Statement("insert", "3", ("3", "t", "new", "en")),
+        Statement("update", "1", ("7", "t", LONG, "en")),
+        Statement("delete", "2"),
+    )
+
+    # When what may go ahead has gone
+    assert model(rig).asked.wait(20)
+    until(lambda: "2" not in langs(rig), what="the deletion to count")
+
+    # Then the one that moves stands where it was until it stands where it goes
+    assert langs(rig) == {"1": "en"}
+    model(rig).free.set()
+    rig.assert_index_is_the_table()
+    assert langs(rig) == {"3": "en", "7": "en"}
+
+
+def test_a_text_of_a_document_whose_deletion_goes_ahead_is_not_embedded_again(rig: Rig) -> None:
+    # Given a document that goes, and one with its text that comes, in a transaction that waits for the model
+    indexed(rig, "1")
+    model(rig).hold()
+    rig.commit(
+        Statement("insert", "2", ("2", "t", "new", "en")),
+        Statement("delete", "1"),
+        Statement("insert", "7", ("7", "t", LONG, "en")),
+    )
+    assert model(rig).asked.wait(20)
+    until(lambda: "1" not in langs(rig), what="the deletion to go ahead")
+    model(rig).free.set()
+    rig.assert_index_is_the_table()
+
+    # When that one moves to another key
+    rig.commit(Statement("update", "7", ("8", "t", LONG, "en")))
+    rig.assert_index_is_the_table()
+
+    # Then no text was embedded twice.
+    assert max(Counter(model(rig).texts).values()) == 1
 
 
 def test_a_truncate_is_not_passed(rig: Rig) -> None:
