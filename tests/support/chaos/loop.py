@@ -102,8 +102,8 @@ class _Run:
         self._record = record
         recent = Recent()
         self._writers = Writers(parts.pg, record, recent, seed=wanted.seed, rate=wanted.rate)
-        #: How much of which daemon's log was read.
-        self._read_of_log: tuple[Path | None, int] = (None, 0)
+        #: How much of each daemon's log was read.
+        self._read_of_log: dict[Path, int] = {}
         self._readers = Readers(parts.pg, lambda: parts.daemon, record, recent, wanted.seed)
 
     def through(self) -> None:
@@ -178,10 +178,13 @@ class _Run:
             self._record.violation("embedded_again", again.pop())
 
     def _said_since(self) -> str:
-        """What the daemon has logged since this was asked last."""
-        log = self._parts.daemon.log
-        since, self._read_of_log = self._read_of_log, (self._parts.daemon.log_path, len(log))
-        return log[since[1] :] if since[0] == self._parts.daemon.log_path else log
+        """What daemons have logged since this was asked last; one takes over from another."""
+        said = []
+        for daemon in self._parts.daemons:
+            log = daemon.log
+            said.append(log[self._read_of_log.get(daemon.log_path, 0) :])
+            self._read_of_log[daemon.log_path] = len(log)
+        return "".join(said)
 
     def _rest(self, number: int) -> None:
         self._record.say(f"cycle {number}: writers rest, the oracle compares")

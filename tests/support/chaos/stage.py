@@ -64,7 +64,8 @@ class Stage:
         self.chroma_killed = False
         self.store_was_full = False
         self._offset_at_start = 0
-        self._daemons: list[DaemonProcess] = []
+        #: All that there were.
+        self.daemons: list[DaemonProcess] = []
         self._lives = 0
         self._look_again_at = 0.0
 
@@ -99,10 +100,10 @@ class Stage:
 
     def new_daemon(self, settings: dict[str, Any]) -> DaemonProcess:
         """One more, not started yet. Whatever becomes of the run, it has ended when the stage is gone."""
-        folder = self.folder / f"daemon{len(self._daemons) + 1}"
+        folder = self.folder / f"daemon{len(self.daemons) + 1}"
         folder.mkdir()
-        self._daemons.append(DaemonProcess(folder, settings))
-        return self._daemons[-1]
+        self.daemons.append(DaemonProcess(folder, settings))
+        return self.daemons[-1]
 
     def start(self, failpoint: str | None = None) -> None:
         self.endpoint.disturb()
@@ -117,7 +118,7 @@ class Stage:
         return {"CDC_AGENT_EMBEDDING__API_KEY": f"life-{self._lives}"}
 
     def close(self) -> None:
-        for daemon in self._daemons:
+        for daemon in self.daemons:
             daemon.close()
 
     def take_over(self, second: DaemonProcess) -> None:

@@ -221,6 +221,33 @@ def test_a_row_that_moves_to_another_key_takes_its_values_along() -> None:
     assert moved.created
 
 
+def test_where_a_row_came_from_and_went_to_is_known_until_it_goes_for_another_reason() -> None:
+    # Given a row that moves from key 1 to key 2, and changes there
+    fold = fold_with(manifest("1"))
+    fold.change(event(Op.UPDATE, 1, before=KEY_ONLY, after=(b"2", b"t", b"long", b"en")))
+    fold.change(event(Op.UPDATE, 2, after=(b"2", b"t", b"longer", b"en")))
+    assert moves(fold) == {"1": (True, False), "2": (False, True)}
+
+    # When it moves on to key 3
+    fold.change(event(Op.UPDATE, 3, before=(b"2", None, None, None), after=(b"3", b"t", b"longer", b"en")))
+
+    # Then it came to that one, and key 2 is merely left
+    assert moves(fold) == {"1": (True, False), "2": (True, False), "3": (False, True)}
+
+    # When another row comes to key 1 and is deleted, and so is the one at key 3
+    fold.change(event(Op.CREATE, 4, after=(b"1", b"t", b"new", b"en")))
+    fold.change(event(Op.DELETE, 5, before=KEY_ONLY))
+    fold.change(event(Op.DELETE, 6, before=(b"3", None, None, None)))
+
+    # Then those are gone for good.
+    assert moves(fold) == {"1": (False, False), "2": (True, False), "3": (False, False)}
+
+
+def moves(fold: Fold) -> dict[str, tuple[bool, bool]]:
+    """Of each key, whether its row has moved away, and whether it came from another one."""
+    return {pending.key[0]: (pending.moved_away, pending.moved_here) for pending in fold.pending.values()}
+
+
 def test_a_row_that_moves_to_a_key_where_another_one_stood_takes_nothing_from_that() -> None:
     # Given a document at key 2, read anew after the row at key 1 had left
     seen = "60:60:"
