@@ -11,7 +11,7 @@ from cdc_agent.lsn import Lsn, Version
 from cdc_agent.snapshot import Snapshot
 from tests.support.scripted import ScriptedDatabase, Statement, Values
 
-__all__ = ["History"]
+__all__ = ["History", "Move"]
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,20 @@ class _Moment:
     values: Values | None
 
 
+@dataclass(frozen=True)
+class Move:
+    """A row that got another key, and stayed in its partition."""
+
+    old: str
+    new: str
+    version: Version
+
+
 class History:
     """Learns of every commit as it is made."""
 
     def __init__(self) -> None:
+        self.moves: list[Move] = []
         self._rows: dict[str, tuple[Values, int]] = {}
         self._moments: dict[str, list[_Moment]] = {}
 
@@ -37,6 +47,10 @@ class History:
             before = dict(self._rows)
             changes = database._change(statement, self._rows, ordinal + 1)
             ordinal += len(changes)
+            to = statement.values[0] if statement.values is not None else statement.key
+            # A row that goes to another partition as well is deleted and inserted, as far as the log can say.
+            if statement.kind == "update" and to != statement.key and len(changes) == 1:
+                self.moves.append(Move(statement.key, to, Version(tx.commit_lsn, ordinal)))
             for key in before.keys() | self._rows.keys():
                 if before.get(key) != self._rows.get(key):
                     self._note(key, Version(tx.commit_lsn, ordinal), tx)
@@ -60,6 +74,11 @@ class History:
     def _last(self, key: str, wanted: Callable[[_Moment], bool]) -> Values | None:
         found = [moment.values for moment in self._moments.get(key, ()) if wanted(moment)]
         return found[-1] if found else None
+
+    def stayed(self, move: Move) -> Values | None:
+        """The row as it moved, None if it left its new key again later."""
+        moments = [moment for moment in self._moments[move.new] if moment.version >= move.version]
+        return moments[0].values if all(moment.values is not None for moment in moments) else None
 
     def since(self, key: str, lsn: Lsn) -> list[Values | None]:
         """Every state of a row that an index which is complete up to ``lsn`` may show."""

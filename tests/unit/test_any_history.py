@@ -193,14 +193,18 @@ class AnyHistory(RuleBasedStateMachine):
         with self.mortal():
             self.core.write()
 
-    @rule()
-    def catches_up(self) -> None:
-        """Everything there is goes through, unless something dies of it."""
+    @rule(waited_for=st.booleans())
+    def catches_up(self, waited_for: bool) -> None:
+        """Everything there is goes through, unless something dies of it. What is hot is put off where nobody waits."""
+        if not waited_for:
+            # Nor has anybody waited of late.
+            self.core.now += 0.6
         with self.mortal():
             for _ in range(3):
                 self.core.receive(100)
                 self.core.append()
-                self.core.indexer.hurry()
+                if waited_for:
+                    self.core.indexer.hurry()
                 self.core.plan()
                 self.core.write()
 
@@ -327,6 +331,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.i7_no_text_is_embedded_twice_without_a_reason()
         self.i8_what_the_watermark_says_is_in_the_index()
         self.i9_every_vector_leaves_with_its_text()
+        self.i10_a_row_that_moves_stands_at_one_of_its_keys()
 
     def i1_a_manifest_is_the_row_at_its_version(self) -> None:
         parked = {letter.document_id for letter in self.core.ledger.dead_letters()}
@@ -401,6 +406,18 @@ class AnyHistory(RuleBasedStateMachine):
 
     def i9_every_vector_leaves_with_its_text(self) -> None:
         assert self.core.ledger.unused_vectors() == 0
+
+    def i10_a_row_that_moves_stands_at_one_of_its_keys(self) -> None:
+        """Its document leaves the old key together with its coming to the new one."""
+        parked = {letter.document_id for letter in self.core.ledger.dead_letters()}
+        ids = {f"{TABLE}:{key}" for move in self.history.moves for key in (move.old, move.new)} - parked
+        known = self.core.ledger.as_they_are("docs", sorted(ids))
+        for move in self.history.moves:
+            left, came = known.get(f"{TABLE}:{move.old}"), known.get(f"{TABLE}:{move.new}")
+            just_left = left is not None and left.snapshot is None and left.version == move.version
+            if just_left and f"{TABLE}:{move.new}" in ids and self.chunks(self.history.stayed(move)):
+                assert came is not None, move
+                assert came.snapshot is not None or came.version >= move.version, move
 
     def manifests(self) -> dict:
         return self.core.manifests()
