@@ -246,7 +246,8 @@ def test_a_position_without_changes_is_made_durable_now_and_then_and_acknowledge
 
     # Then the next one waits for its time
     running.feed.idle_lsn = Lsn(600)
-    until(lambda: 600 in running.progress, what="a turn of the reader")
+    until(lambda: running.progress.count(600) > 2, what="turns of the reader")
+    assert running.capture._queued_lsn == 500, "the next position was handed to the writer"
     assert stream.position().captured_lsn == 500
     running.later_s = 11.0
     until(lambda: stream.position().captured_lsn == 600, what="the next position to be captured")
