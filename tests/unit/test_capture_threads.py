@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -339,6 +340,15 @@ def test_what_was_captured_is_told(running: Running, stream: SqliteStream) -> No
     # The commits are of 1970.
     assert metrics.SOURCE_LAG_SECONDS._value.get() > 1_000_000_000
     assert running.traces.captured_lsns == [100, 100, 200, 500]
+
+
+def test_of_commits_that_are_captured_together_the_newest_says_how_far_behind_we_are(running: Running) -> None:
+    now_us = time.time_ns() // 1000
+
+    running.feed.send(part(100, 1), replace(part(200, 1), commit_ts_us=now_us), part(300, 1))
+
+    until(lambda: running.traces.captured_lsns == [100, 200, 300])
+    until(lambda: metrics.SOURCE_LAG_SECONDS._value.get() < 1_000, what="the lag of the newest one")
 
 
 def test_a_position_without_changes_says_nothing_of_how_old_the_last_change_is(
