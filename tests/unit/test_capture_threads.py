@@ -406,6 +406,35 @@ def test_while_there_is_no_room_the_server_is_told_that_we_live(
     until(lambda: stream.position().captured_lsn == 208, what="the next commit to be captured")
 
 
+def test_who_stops_acknowledges_what_became_durable_last(
+    running: Running, stream: SqliteStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a commit that becomes durable while the reader waits for the server
+    held = Held(stream, monkeypatch)
+    waits, goes_on = threading.Event(), threading.Event()
+
+    def wait_for_the_server() -> Sequence[Transaction]:
+        waits.set()
+        assert goes_on.wait(30)
+        return ()
+
+    running.feed.send(part(100, 1))
+    running.feed._push(wait_for_the_server)
+    assert waits.wait(10)
+    held.leave.set()
+    until(lambda: stream.position().captured_lsn == 108, what="the commit to be captured")
+    until(lambda: running.traces.captured_lsns == [100], what="the writer to be done with it")
+    assert 108 not in running.feed.acknowledged
+
+    # When it is told to stop
+    running.stop.set()
+    goes_on.set()
+
+    # Then the server hears of that commit before the connection ends
+    until(lambda: running.feed.stopped == 1, what="the reader to end")
+    assert running.feed.acknowledged[-1] == 108
+
+
 def test_a_stop_does_not_wait_for_room(running: Running, stream: SqliteStream, monkeypatch: pytest.MonkeyPatch) -> None:
     held = without_room(running, Held(stream, monkeypatch))
     until(lambda: running.feed.feedbacks >= 1, what="the reader to find no room")
