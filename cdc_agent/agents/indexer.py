@@ -343,7 +343,7 @@ class Indexer:
         is handed over: first of these plans, then of the changes behind them."""
         if not any(made.new for made in plans):
             return plans, *self._vectorizer.vectors(plans, letters, self._collections)
-        heavy = [made for made in plans if made.new]
+        heavy = [made for made in plans if _is_heavy(made)]
         left = list(plans)
         # A document that could not be planned is on its way to a dead letter, in its turn.
         in_hand = {(made.collection, made.pending.document_id) for made in heavy}
@@ -352,8 +352,7 @@ class Indexer:
         def overtake() -> None:
             if self._failed is not None or self._stop.is_set():
                 return
-            light = [made for made in left if not made.new and not _goes_elsewhere(made)]
-            left[:] = [made for made in left if made.new or _goes_elsewhere(made)]
+            light, left[:] = [made for made in left if not _is_heavy(made)], heavy
             ahead = light or (self._overtaking.plans(self._front, waits) if self._front is not None else ())
             with suppress(Stopping):
                 self._hand_over_ahead(ahead)
@@ -581,9 +580,10 @@ def _new_chunks(prepared: Prepared) -> int:
     return sum(len(made.new) for made in prepared.plans)
 
 
-def _goes_elsewhere(made: Plan) -> bool:
-    """Whether the row has another key now: searches find it under the old one until they find it under the new one."""
-    return made.deleted and made.pending.moved_away
+def _is_heavy(made: Plan) -> bool:
+    """Whether it waits for the model. So does the old key of a row that moved: searches find it there until they find
+    it at the new one."""
+    return bool(made.new) or (made.deleted and made.pending.moved_away)
 
 
 def _count(plans: Sequence[Plan]) -> None:
