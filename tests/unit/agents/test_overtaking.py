@@ -21,8 +21,8 @@ from tests.support.scripted import Statement
 from tests.support.wait import until
 from tests.unit.agents.test_indexer import LONG, OTHER_LONG, Schedule
 
-#: Within this many seconds a revocation counts. The indexer looks twenty times a second.
-SOON_S = 2.0
+#: Within this many seconds a revocation counts, also on a busy machine; the model answers nothing before it is let go.
+SOON_S = 10.0
 
 
 class SlowModel(CountingEmbedder):
