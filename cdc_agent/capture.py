@@ -277,7 +277,7 @@ class Capture:
         metrics.CAPTURED_LSN.set(position.captured_lsn)
         metrics.STREAM_BYTES.set(self._stream.size_bytes())
         metrics.TRANSACTIONS.inc(sum(1 for tx in expanded if tx.end_lsn is not None and tx.changes))
-        newest = max((tx.commit_ts_us for tx in expanded if tx.commit_ts_us), default=0)
+        newest = max((tx.commit_ts_us for tx in expanded), default=0)
         if newest:
             metrics.SOURCE_LAG_SECONDS.set(max(0.0, time.time() - newest / 1_000_000))
 
