@@ -74,7 +74,11 @@ TARGETS = (
         | frozenset({"__exit__", "read", "_block_after", "_prune", "_make_room", "release"}),
         other="jetstream",
     ),
-    Target("cdc_agent.stream.progress", ("tests/contract/test_stream.py", _HISTORY), other="jetstream"),
+    Target(
+        "cdc_agent.stream.progress",
+        ("tests/unit/stream/test_progress.py", "tests/contract/test_stream.py", _HISTORY),
+        other="jetstream",
+    ),
 )
 
 
