@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import nats.js.errors
@@ -40,11 +41,19 @@ class NatsPlaces:
         return False
 
     async def _load(self) -> dict[str, int]:
-        try:
-            keys = await self._store.keys()
-        except nats.js.errors.NoKeysError:
-            return {}
-        return {bytes.fromhex(key).decode(): int((await self._store.get(key)).value) for key in keys}
+        found: dict[str, int] = {}
+        for key in await self._keys():
+            # A reader that was forgotten has left a mark.
+            with suppress(nats.js.errors.KeyNotFoundError):
+                found[bytes.fromhex(key).decode()] = int((await self._store.get(key)).value)
+        return found
+
+    async def _keys(self) -> list[str]:
+        """Asked of the server in one question. (``KeyValue.keys`` listens for them, and now and then takes none for an
+        answer before the first one comes: nats-io/nats.py#842.)"""
+        prefix = f"$KV.{self._bucket}."
+        info = await self._link.js.stream_info(f"KV_{self._bucket}", subjects_filter=f"{prefix}>")
+        return sorted(subject.removeprefix(prefix) for subject in info.state.subjects or ())
 
     def remove(self) -> None:
         async def remove() -> None:

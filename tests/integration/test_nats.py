@@ -18,8 +18,8 @@ import pytest
 from cdc_agent.errors import IdentityMismatch, StreamError, StreamFull, StreamUnavailable
 from cdc_agent.events import Change, Column, Relation, Transaction
 from cdc_agent.lsn import Lsn
-from cdc_agent.stream.jetstream import JetStream, remove
-from cdc_agent.stream.nats_link import NatsPlace
+from cdc_agent.stream.jetstream import JetStream, bucket_of, remove
+from cdc_agent.stream.nats_link import NatsLink, NatsPlace
 from cdc_agent.stream.nats_server import SyncFacts, sync_facts
 from tests.support.certificates import Authority
 from tests.support.nats import NatsServer, found_old
@@ -80,6 +80,47 @@ def _versions(stream: JetStream) -> list[tuple[int, int]]:
         found += [(int(e.version.commit_lsn), e.version.ordinal) for e in batch.events]
         offset = batch.next_offset
     return found
+
+
+# -- who reads ----------------------------------------------------------------------------------------------------
+
+
+def test_its_readers_are_found_again_without_listening_for_them(server: NatsServer, open_stream: Open) -> None:
+    # Given a stream with two readers, and one that has left it
+    stream = open_stream()
+    for offset, name in enumerate(("indexer", "app:on mail, 'now'", "gone")):
+        stream.release(name, offset)
+    stream.release("indexer", 7)
+    stream.forget("gone")
+
+    # When it is opened once more
+    with consumers_made(server, bucket_of("docs")) as made:
+        again = open_stream()
+
+    # Then all who read it are known, and the server was asked: who listens may hear that there is nobody
+    assert {name: again.released(name) for name in again.consumers()} == {"indexer": 7, "app:on mail, 'now'": 1}
+    assert made == []
+
+
+@contextmanager
+def consumers_made(server: NatsServer, bucket: str) -> Iterator[list[str]]:
+    """Names of the consumers of a bucket that are made meanwhile."""
+    made: list[str] = []
+    link, stream = NatsLink(NatsPlace(urls=(server.url,))), f"KV_{bucket}"
+
+    async def hear(message: Any) -> None:
+        made.append(message.subject.rpartition(".")[2])
+
+    try:
+        link.call(link.client.subscribe, f"$JS.EVENT.ADVISORY.CONSUMER.CREATED.{stream}.*", cb=hear)
+        link.call(link.client.flush)
+        yield made
+        # The server tells of one after the other.
+        link.call(link.js.add_consumer, stream, durable_name="last", ack_policy="none")
+        until(lambda: made[-1:] == ["last"], what="the server to tell of the last one")
+        del made[-1]
+    finally:
+        link.close()
 
 
 # -- what is taken ------------------------------------------------------------------------------------------------
