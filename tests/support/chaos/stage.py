@@ -199,7 +199,9 @@ class Stage:
                     self.record.violation("stuck", f"{kind}{suffix}: not back after {PATIENCE_S:g} s: {self.why()}")
                     return
                 time.sleep(_POLL_S)
-            self.record.recovered(kind + suffix, time.monotonic() - began)
+            # Such a life ends at once, and is started again by hand.
+            mended = ", store built again" if self.record.mending else ""
+            self.record.recovered(kind + suffix + mended, time.monotonic() - began)
 
     def operate_store(self) -> None:
         """Do what the daemon asks of whoever runs the Chroma server."""
