@@ -38,8 +38,10 @@ Chunk = tuple[str, int, str, tuple[tuple[str, Any], ...]]
 
 #: Keys whose values depend on which commit wrote the chunk last.
 _VOLATILE = ("cdc_lsn", "cdc_commit_ts")
-#: What Chroma says of such a read, and how long the daemon may go on deleting.
-_MET_A_DELETE, _DELETING_S = "Error finding id", 20.0
+#: What Chroma says of a read that meets a delete, or the first write of a new collection, and how long the daemon may
+#: go on writing. (Of 683 collections that were read while they were made and filled, on two cores: 63 and 96 such
+#: answers, and none that stayed.)
+_MET_A_WRITE, _WRITING_S = ("Error finding id", "Nothing found on disk"), 20.0
 
 
 def assert_index_equals_table(
@@ -141,13 +143,13 @@ def stored(config: Config, collection: str) -> dict[str, Sequence[Any]]:
 
 
 def _undisturbed(collection: Any) -> Any:
-    """Chroma answers a read that meets a delete with an error; one that stays is what Chroma is left with."""
-    deadline = time.monotonic() + _DELETING_S
+    """Chroma answers a read that meets a write with an error; one that stays is what Chroma is left with."""
+    deadline = time.monotonic() + _WRITING_S
     while True:
         try:
             return collection.get(include=["documents", "metadatas", "embeddings"])
         except InternalError as exc:
-            if _MET_A_DELETE not in str(exc) or time.monotonic() > deadline:
+            if not any(words in str(exc) for words in _MET_A_WRITE) or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
 
