@@ -40,7 +40,7 @@ Chunk = tuple[str, int, str, tuple[tuple[str, Any], ...]]
 _VOLATILE = ("cdc_lsn", "cdc_commit_ts")
 #: What Chroma says of a read that meets a delete, or the first write of a new collection, and how long the daemon may
 #: go on writing. (Of 683 collections that were read while they were made and filled, on two cores: 63 and 96 such
-#: answers, and none that stayed.)
+#: answers, and none that stayed: scripts/proof/first_writes.py.)
 _MET_A_WRITE, _WRITING_S = ("Error finding id", "Nothing found on disk"), 20.0
 
 
